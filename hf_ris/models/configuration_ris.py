@@ -1,0 +1,68 @@
+"""What every referring-segmentation configuration shares: strict fields, no silent extras, nested encoder configs."""
+
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# Keys that transformers itself passes through a config's constructor or writes into its JSON.
+_TRANSFORMERS_KEYS = frozenset(
+    "_name_or_path name_or_path _commit_hash model_type auto_map custom_pipelines torch_dtype num_labels "
+    "attn_implementation _attn_implementation_internal experts_implementation _experts_implementation_internal "
+    "output_attentions use_cache transformers_version".split()
+)
+
+
+@strict
+class StrictConfig(PreTrainedConfig):
+    """A `PreTrainedConfig` that refuses a field it does not know, naming the field and what it could have been."""
+
+    def __post_init__(self, **kwargs):
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(kwargs) - known - _TRANSFORMERS_KEYS)
+        if unknown:
+            own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
+            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(own)}.")
+        super().__post_init__(**kwargs)
+
+
+@strict
+class VisionEncoderConfig(StrictConfig):
+    """A timm backbone that gives a feature pyramid.
+
+    Args:
+        name: a timm model of the families darknet, resnet or swin, as `darknet53` or `swin_base_patch4_window12_384`.
+        pretrained_tag: the timm weights that `from_pretrained_encoders` loads; None is timm's default for the model.
+        arguments: overrides of timm's architecture arguments (`embed_dim`, `depths`, `window_size`, `drop_path_rate`,
+            `layers`, `channels`, ...; for darknet `depths`, `widths`, `stem_width`). Tiny configurations live here.
+        output_stages: the pyramid levels that leave the encoder, finest first, as powers of two of the stride
+            (2 is stride 4, 5 is stride 32).
+    """
+
+    model_type = "ris_vision_encoder"
+
+    name: str = "swin_base_patch4_window12_384"
+    pretrained_tag: str | None = None
+    arguments: dict[str, Any] | None = None
+    output_stages: list[int] | tuple[int, ...] = (2, 3, 4, 5)
+
+
+@strict
+class RisConfig(StrictConfig):
+    """Fields that every architecture has.
+
+    Args:
+        image_size: side in pixels of the squashed or letterboxed input, or its short side.
+        max_text_length: tokens kept of an expression, special tokens included.
+    """
+
+    image_size: int = 480
+    max_text_length: int = 20
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("image_size", "max_text_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")

@@ -1,0 +1,118 @@
+"""What every referring-segmentation model shares: its output, its base class, and how images meet expressions."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+
+from .configuration_ris import RisConfig
+from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
+from .vision_encoders import VisionEncoder, restore_buffers
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class RisOutput(ModelOutput):
+    """Output of every architecture, for N expressions.
+
+    Args:
+        loss: scalar, the weighted sum of `losses`; only with labels.
+        losses: named terms, unweighted scalars; only with labels.
+        logits: (N, h, w), at the model's own resolution; the mask is `sigmoid(logits) > processor.threshold`.
+        prior_logits: (N, layers, h', w') localisation or mask priors (LTS, MPG-LQGNet).
+        heatmap: (N, h', w') CLIP prior as cosines in [-1, 1] (VATEX).
+        query_logits: (N, Q, h, w) masks of the single queries (EAVL, VLT, VATEX).
+        query_scores: (N, Q) their weights or probabilities in [0, 1].
+        text_states: sentence features per decoder level (VATEX).
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    prior_logits: Tensor | None = None
+    heatmap: Tensor | None = None
+    query_logits: Tensor | None = None
+    query_scores: Tensor | None = None
+    text_states: tuple[Tensor, ...] | None = None
+
+
+class RisPreTrainedModel(PreTrainedModel):
+    """Base class of the architectures.
+
+    Initialisation: every module keeps what its own constructor gave it (timm, open_clip and torch know their layers
+    best). Only after construction on the meta device, where constructors write nothing, `_init_weights` runs
+    `reset_parameters` of those modules whose weights the checkpoint lacked.
+    """
+
+    config_class = RisConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+
+    # Regular expressions of parameters that by construction get no gradient; the test suite checks that these are all.
+    _keys_without_gradient: ClassVar[list[str]] = []
+
+    def __init__(self, config: RisConfig, **kwargs):
+        super().__init__(config, **kwargs)
+        self._built_on_meta = torch.empty(0).is_meta
+
+    def _init_weights(self, module: nn.Module) -> None:
+        restore_buffers(module)
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        loaded = all(tensor.__dict__.get("_is_hf_initialized", False) for tensor in own)
+        if own and self._built_on_meta and not loaded:
+            module.reset_parameters()
+
+    @classmethod
+    def from_pretrained_encoders(cls, config: RisConfig, **kwargs) -> "RisPreTrainedModel":
+        """Build the model and load the public weights of its encoders; everything else is at its random start.
+
+        Raises:
+            OSError: weights that are neither cached nor reachable; the message names them.
+            ValueError: a config whose encoder no public weights fit.
+        """
+        model = cls(config, **kwargs)
+        logger.info(f"Loading the encoders of {cls.__name__}")
+        model.load_pretrained_encoders()
+        return model
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; also writes what makes the folder whole for remote code (second Auto class, pipeline)."""
+        if self._auto_class is not None:
+            module = type(self).__module__.split(".")[-1]
+            auto_map = dict(self.config.__dict__.get("auto_map") or {})
+            auto_map["AutoModelForImageSegmentation"] = f"{module}.{type(self).__name__}"
+            self.config.auto_map = auto_map
+            implementation = f"pipeline_ris.{ReferringImageSegmentationPipeline.__name__}"
+            self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
+        for module in self.modules():
+            if isinstance(module, VisionEncoder):
+                module.set_grad_checkpointing(enable)
+            elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
+                module._set_gradient_checkpointing(enable, **kwargs)
+
+    @staticmethod
+    def image_index_of(pixel_values: Tensor, input_ids: Tensor, image_index: Tensor | None) -> Tensor:
+        """The image of each expression, (N,) long; None stands for one expression per image.
+
+        Raises:
+            ValueError: None although N differs from B, or an index of another length than N.
+        """
+        images, expressions = pixel_values.shape[0], input_ids.shape[0]
+        if image_index is None:
+            if images != expressions:
+                raise ValueError(
+                    f"{images} images and {expressions} expressions: pass image_index, one image number per expression."
+                )
+            return torch.arange(images, device=pixel_values.device)
+        if image_index.shape != (expressions,):
+            raise ValueError(f"image_index must have shape ({expressions},), got {tuple(image_index.shape)}.")
+        return image_index

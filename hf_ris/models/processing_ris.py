@@ -1,0 +1,325 @@
+"""Images and expressions to tensors, and logits back to masks: one image processor, one processor base.
+
+A geometry is an axis-aligned map from pixels of the original image to pixels of the model's input:
+
+- `squash`: both sides become `image_size`; the aspect ratio is not kept (LTS, LAVT, EAVL, MPG-LQGNet).
+- `letterbox`: one scale, centred on an `image_size` square, border in `fill` (CRIS, SegVLM, VLT). One affine warp with
+  bicubic sampling, corner pixels at integer coordinates, as their public preprocessing has it.
+- `short_side`: the short side becomes `image_size`, the batch is padded right and below with a pixel mask (VATEX).
+
+Post-processing evaluates the inverse map at every original pixel centre, so it is exact for all three.
+"""
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, load_image
+from transformers.processing_utils import ProcessorMixin
+
+
+GEOMETRIES = ("squash", "letterbox", "short_side")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as upright 8-bit RGB: EXIF orientation applied, 16 bits scaled, transparency laid over white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        image = Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _as_pil(image) -> Image.Image:
+    """PIL image, path, URL, (H, W[, C]) or (C, H, W) uint8 array or tensor -> upright RGB."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, str):
+        return to_rgb(load_image(image))
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(
+            f"An image must be a PIL image, a path or URL, or a uint8 array (H, W, 3); got {array.dtype} {array.shape}."
+        )
+    return to_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array))
+
+
+class RisImageProcessor(BaseImageProcessor):
+    """Image geometry and normalisation of one architecture.
+
+    Args:
+        geometry: `squash`, `letterbox` or `short_side`.
+        image_size: side of the square, or the short side, in pixels.
+        image_mean, image_std: of values in [0, 1].
+        fill: RGB in [0, 255] of the letterbox border; None is the mean colour.
+        max_size: `short_side` only: limit of the long side (the scale shrinks to meet it).
+        size_divisor: `short_side` only: the padded sides are multiples of this.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        geometry: str = "squash",
+        image_size: int = 480,
+        image_mean: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        image_std: list[float] | tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        fill: list[float] | None = None,
+        max_size: int | None = None,
+        size_divisor: int = 32,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}.")
+        self.geometry = geometry
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.fill = fill
+        self.max_size = max_size
+        self.size_divisor = size_divisor
+
+    def content_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in input pixels that an image of this size covers (without border or padding)."""
+        if self.geometry == "squash":
+            return self.image_size, self.image_size
+        if self.geometry == "letterbox":
+            scale = self.image_size / max(height, width)
+        else:
+            scale = self.image_size / min(height, width)
+            if self.max_size is not None:
+                scale = min(scale, self.max_size / max(height, width))
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def canvas_size(self, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        """(height, width) of the input tensor for a batch of images of these original sizes."""
+        if self.geometry != "short_side":
+            return self.image_size, self.image_size
+        contents = [self.content_size(*size) for size in sizes]
+        divisor = self.size_divisor
+        return tuple(math.ceil(max(sides) / divisor) * divisor for sides in zip(*contents))
+
+    def affine(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """(scale_y, offset_y, scale_x, offset_x): original pixel index i maps to input index scale * i + offset."""
+        if self.geometry == "letterbox":
+            scale = min(self.image_size / height, self.image_size / width)
+            return scale, (self.image_size - scale * height) / 2, scale, (self.image_size - scale * width) / 2
+        content_h, content_w = self.content_size(height, width)
+        scale_y, scale_x = content_h / height, content_w / width
+        return scale_y, scale_y / 2 - 0.5, scale_x, scale_x / 2 - 0.5  # pixel centres at half-integers
+
+    def preprocess(self, images, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+        """One image or a list -> pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) long for `short_side`."""
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        images = [_as_pil(image) for image in images]
+        canvas = self.canvas_size([(image.height, image.width) for image in images])
+        pixels = torch.stack([self._place(self._pixels(image), canvas) for image in images])
+        data = {"pixel_values": pixels}
+        if self.geometry == "short_side":
+            mask = torch.zeros(len(images), *canvas, dtype=torch.long)
+            for row, image in zip(mask, images):
+                height, width = self.content_size(image.height, image.width)
+                row[:height, :width] = 1
+            data["pixel_mask"] = mask
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def preprocess_mask(self, mask, canvas: tuple[int, int]) -> Tensor:
+        """(H, W) boolean mask of the original image -> (h, w) float32 in [0, 1] at input size."""
+        mask = np.ascontiguousarray(mask, dtype=np.uint8)
+        if self.geometry == "letterbox":
+            warped = self._warp(torch.from_numpy(mask)[None].float(), "bilinear", torch.zeros(1))
+            return warped[0].clamp(0, 1)
+        height, width = self.content_size(*mask.shape)
+        if (height, width) != mask.shape:
+            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+        return self._place(torch.from_numpy(mask.copy())[None].float(), canvas)[0]
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """Normalised content (3, h, w) of one RGB image."""
+        mean, std = torch.tensor(self.image_mean)[:, None, None], torch.tensor(self.image_std)[:, None, None]
+        if self.geometry == "letterbox":
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+            fill = torch.tensor(self.fill) if self.fill is not None else torch.tensor(self.image_mean) * 255
+            pixels = self._warp(pixels, "bicubic", fill).round().clamp(0, 255)
+        else:
+            height, width = self.content_size(image.height, image.width)
+            if (height, width) != (image.height, image.width):
+                image = image.resize((width, height), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        return (pixels / 255 - mean) / std
+
+    def _warp(self, pixels: Tensor, mode: str, fill: Tensor) -> Tensor:
+        """(C, H, W) through the letterbox map, sampling at input pixels; outside the image is `fill` (C,)."""
+        height, width = pixels.shape[-2:]
+        scale_y, offset_y, scale_x, offset_x = self.affine(height, width)
+        y = (torch.arange(self.image_size) - offset_y) / scale_y
+        x = (torch.arange(self.image_size) - offset_x) / scale_x
+        fill = fill[:, None, None]
+        return _sample((pixels - fill)[None], y, x, mode, "zeros")[0] + fill
+
+    @staticmethod
+    def _place(content: Tensor, canvas: tuple[int, int]) -> Tensor:
+        height, width = content.shape[-2:]
+        return F.pad(content, (0, canvas[1] - width, 0, canvas[0] - height))
+
+    def unmap(self, maps: Tensor, size: tuple[int, int], canvas: tuple[int, int], mode: str = "bilinear") -> Tensor:
+        """(K, h, w) maps over a canvas, at any resolution, to (K, H, W) at an image's original size."""
+        height, width = size
+        scale_y, offset_y, scale_x, offset_x = self.affine(height, width)
+        y, x = torch.arange(height) * scale_y + offset_y, torch.arange(width) * scale_x + offset_x
+        ratio_y, ratio_x = maps.shape[-2] / canvas[0], maps.shape[-1] / canvas[1]
+        y, x = (y + 0.5) * ratio_y - 0.5, (x + 0.5) * ratio_x - 0.5
+        return _sample(maps.float()[None], y.to(maps.device), x.to(maps.device), mode, "border")[0]
+
+
+def _sample(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tensor:
+    """(B, C, h, w) sampled at the grid of pixel indices y (H,) by x (W,): (B, C, H, W)."""
+    height, width = maps.shape[-2:]
+    grid_y, grid_x = (2 * y + 1) / height - 1, (2 * x + 1) / width - 1
+    grid = torch.stack(torch.broadcast_tensors(grid_x[None], grid_y[:, None]), -1).to(maps.dtype)
+    grid = grid.expand(maps.shape[0], -1, -1, -1)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+class RisProcessor(ProcessorMixin):
+    """Image processor and tokenizer of one architecture, and the way back from logits to masks.
+
+    Args:
+        image_processor: a `RisImageProcessor`.
+        tokenizer: a fast tokenizer that pads on the right.
+        max_text_length: tokens kept, special tokens included; longer expressions are cut.
+        threshold: a pixel belongs to the mask where its probability is greater.
+    """
+
+    interpolation = "bilinear"  # from the model's resolution to the original size, on probabilities
+
+    def __init__(self, image_processor, tokenizer, max_text_length: int = 20, threshold: float = 0.5):
+        super().__init__(image_processor, tokenizer)
+        self.max_text_length = max_text_length
+        self.threshold = threshold
+
+    def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+        """Make a model's inputs.
+
+        Args:
+            images: one image or a list of B (PIL, path, URL, uint8 array).
+            text: one expression; a list (several of one image, or one for each image); or a list of lists.
+            masks: boolean masks (H, W) of the original images, nested like `text`; they become `labels`.
+
+        Returns:
+            pixel_values (B, 3, H, W), input_ids and attention_mask (N, L), image_index (N,), for `short_side` also
+            pixel_mask (B, H, W), with masks also labels (N, H, W) float32.
+
+        Raises:
+            ValueError: an empty expression, or counts or sizes that do not match; the message names which.
+        """
+        images = [_as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+        texts = _nest(text, len(images), "expressions")
+        flat = [expression for group in texts for expression in group]
+        inputs = self._tokenize(flat)
+        inputs["image_index"] = torch.tensor([index for index, group in enumerate(texts) for _ in group])
+        inputs.update(self.image_processor(images, return_tensors="pt"))
+        if masks is not None:
+            inputs["labels"] = self._labels(images, texts, masks, inputs["pixel_values"].shape[-2:])
+        return BatchFeature(inputs, tensor_type=return_tensors)
+
+    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        for number, expression in enumerate(texts):
+            if not isinstance(expression, str) or not expression.strip():
+                raise ValueError(f"Expression {number} is empty; write what to segment, as in 'the man in red'.")
+        encoded = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_text_length,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        empty = (encoded["attention_mask"].sum(1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"Expression {empty[0]} ({texts[empty[0]][:40]!r}) holds no word; write what to segment.")
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    def _labels(self, images: list[Image.Image], texts: list[list[str]], masks, canvas: tuple[int, int]) -> Tensor:
+        nested = _nest(masks, len(images), "masks")
+        labels = []
+        for index, (image, group, of_image) in enumerate(zip(images, texts, nested)):
+            if len(group) != len(of_image):
+                raise ValueError(f"Image {index} has {len(group)} expressions and {len(of_image)} masks; give one each.")
+            for mask in of_image:
+                mask = np.asarray(mask)
+                if mask.shape != (image.height, image.width):
+                    raise ValueError(
+                        f"A mask of image {index} has shape {mask.shape}; the image is {(image.height, image.width)}."
+                    )
+                labels.append(self.image_processor.preprocess_mask(mask, canvas))
+        return torch.stack(labels)
+
+    def post_process_referring_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]], threshold: float | None = None
+    ) -> list[dict]:
+        """Masks at the original size, one per expression.
+
+        Args:
+            outputs: a `RisOutput` with logits (N, h, w).
+            target_sizes: (height, width) of the original image of each of the N expressions.
+            threshold: of the probability, in [0, 1]; None is the processor's own.
+
+        Returns:
+            N dicts: `mask` bool (H, W); `probability` float32 (H, W) in [0, 1]; `score` in [0, 1], the mean probability
+            inside the mask, 0 for an empty mask.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a probability in [0, 1], got {threshold}.")
+        probabilities = self.post_process_maps(outputs.logits.float().sigmoid()[:, None], target_sizes)
+        results = []
+        for probability in probabilities:
+            probability = probability[0].clamp(0, 1)  # bicubic interpolation overshoots
+            mask = probability > threshold
+            score = probability[mask].mean().item() if mask.any() else 0.0
+            results.append({"mask": mask, "probability": probability, "score": score})
+        return results
+
+    def post_process_maps(self, maps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """(N, K, h, w) maps to N tensors (K, H, W) at the original sizes, undoing the geometry.
+
+        For `short_side` the canvas is recomputed from `target_sizes`, so these must come from whole batches.
+        """
+        if len(maps) != len(target_sizes):
+            raise ValueError(f"{len(maps)} expressions and {len(target_sizes)} target sizes; give one per expression.")
+        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        canvas = self.image_processor.canvas_size(sizes)
+        return [self.image_processor.unmap(m, size, canvas, self.interpolation) for m, size in zip(maps, sizes)]
+
+
+def _nest(values, images: int, what: str) -> list[list]:
+    """Expressions or masks as one list per image, from a single one, a list or a list of lists."""
+    if isinstance(values, (list, tuple)):
+        values = list(values)
+    else:
+        values = [values]
+    if all(isinstance(value, (list, tuple)) for value in values) and values:
+        nested = [list(value) for value in values]
+    elif images == 1:
+        nested = [values]
+    else:
+        nested = [[value] for value in values]
+    if len(nested) != images:
+        raise ValueError(f"{images} images and {what} for {len(nested)}; give one list of {what} per image.")
+    if not any(nested):
+        raise ValueError(f"No {what}: give at least one.")
+    return nested

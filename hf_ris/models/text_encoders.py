@@ -1,0 +1,109 @@
+"""Text encoders: BERT through transformers, and a Bi-GRU over a word vocabulary (LTS, VLT) with its tokenizer."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+
+def word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A lower-casing word tokenizer: id 0 is `[PAD]`, id 1 is `[UNK]`, then the words in the order given."""
+    words = list(dict.fromkeys(["[PAD]", "[UNK]", *vocabulary]))
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # runs of word characters, runs of other characters
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def word_tokenizer_from_corpus(texts: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
+    """The words of a corpus seen at least `min_count` times, most frequent first."""
+    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower()))
+    kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+    return word_tokenizer(kept)
+
+
+def read_glove(path: str | Path, words: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """Vectors of a GloVe text file (`word v1 ... vd` a line), all or only those of `words`.
+
+    Raises:
+        ValueError: a line whose number of values differs from the first line's; the message names the line.
+    """
+    wanted = None if words is None else set(words)
+    vectors: dict[str, np.ndarray] = {}
+    dimension = None
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            first, *values = line.rstrip("\n").split(" ")
+            dimension = dimension or len(values)
+            # some public files hold words with spaces: the vector is the last `dimension` values
+            word, values = " ".join([first, *values[:-dimension]]), values[-dimension:]
+            if len(values) != dimension or dimension == 0:
+                raise ValueError(f"{path}, line {number}: expected a word and {dimension} numbers, got {len(values)}.")
+            if wanted is None or word in wanted:
+                vectors[word] = np.array(values, dtype=np.float32)
+    return vectors
+
+
+class BiGru(nn.Module):
+    """Word embedding and bidirectional GRU (LTS Eq. 1-4; Bi-GRU of VLT).
+
+    The two directions are two GRUs: the backward one reads each expression reversed within its own length, so padding
+    changes nothing and no packing (a data-dependent shape) is needed.
+
+    Args:
+        vocab_size, embedding_dim: of the word table (row 0 is padding).
+        hidden_size: of one direction.
+        combine: `concat` gives 2 * hidden_size channels (Eq. 4), `sum` gives hidden_size (VLT).
+    """
+
+    def __init__(self, vocab_size: int, embedding_dim: int, hidden_size: int, combine: str = "concat"):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
+        self.forward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
+        self.backward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
+        self.combine = combine
+        self.channels = hidden_size * (2 if combine == "concat" else 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding, and their mean (N, C)."""
+        mask = attention_mask.to(self.embedding.weight.dtype)[..., None]
+        words = self.embedding(input_ids) * mask
+        reverse = reversed_positions(attention_mask)[..., None]
+        forward = self.forward_gru(words)[0]
+        backward = self.backward_gru(words.gather(1, reverse.expand(-1, -1, words.shape[-1])))[0]
+        backward = backward.gather(1, reverse.expand(-1, -1, backward.shape[-1]))
+        states = torch.cat([forward, backward], -1) if self.combine == "concat" else forward + backward
+        states = states * mask
+        return states, states.sum(1) / mask.sum(1).clamp(min=1)
+
+    def load_glove(self, path: str | Path, tokenizer: PreTrainedTokenizerFast) -> int:
+        """Copy GloVe vectors into the rows of the tokenizer's words; returns how many words were found."""
+        vocabulary = tokenizer.get_vocab()
+        vectors = read_glove(path, vocabulary)
+        with torch.no_grad():
+            for word, vector in vectors.items():
+                if len(vector) != self.embedding.embedding_dim:
+                    raise ValueError(
+                        f"{path} has {len(vector)}-dimensional vectors; the model's embedding takes "
+                        f"{self.embedding.embedding_dim}."
+                    )
+                self.embedding.weight[vocabulary[word]] = torch.from_numpy(vector)
+        return len(vectors)
+
+
+def reversed_positions(attention_mask: Tensor) -> Tensor:
+    """(N, L) index that reverses the first `length` positions of each row and leaves padding where it is."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None]
+    lengths = attention_mask.long().sum(1, keepdim=True)
+    return torch.where(positions < lengths, lengths - 1 - positions, positions)

@@ -1,0 +1,191 @@
+"""Vision encoders from timm, each giving a pyramid of NCHW maps.
+
+`build_vision_encoder(config)` picks by the family of the timm name. Construction never downloads;
+`encoder.load_pretrained()` does. An encoder knows its `channels` and `strides`, finest level first.
+
+Swin is timm's with one change that published detection-style weights (LAVT, EAVL, MPG-LQGNet) expect: a block pads
+its map before it rolls it, never shrinks its window and never drops its shift (timm rolls first, and shrinks on small
+maps).
+"""
+
+import timm
+import torch
+from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .configuration_ris import VisionEncoderConfig
+
+
+class VisionEncoder(nn.Module):
+    """Base: `forward(pixel_values (B, 3, H, W)) -> list of (B, channels[i], H / strides[i], W / strides[i])`.
+
+    Every encoder has `load_pretrained()`, which raises ValueError when `arguments` changed the architecture so that no
+    public weights fit, and OSError when the weights are neither in the cache nor reachable.
+    """
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.config = config
+        self.strides = [2**stage for stage in config.output_stages]
+
+    def timm_name(self) -> str:
+        tag = self.config.pretrained_tag
+        return f"{self.config.name}.{tag}" if tag else self.config.name
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+
+
+def _pretrained_state_dict(name: str, **kwargs) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True, **kwargs).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"The public weights of timm's {name} could not be loaded ({error}). Connect to the Hub once, or build the "
+            "model from its config alone, which needs no download."
+        ) from error
+
+
+class CnnEncoder(VisionEncoder):
+    """Darknet and ResNet through timm's `features_only` interface."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__(config)
+        arguments = dict(config.arguments or {})
+        # timm counts feature levels from stride 2, so stage 3 (stride 8) is its index 2 for ResNet; Darknet's levels
+        # start at stride 1 (its stem does not downsample).
+        if config.name.startswith("darknet"):
+            self.out_indices = list(config.output_stages)
+            self.backbone = _darknet(config.name, self.out_indices, **arguments)
+        else:
+            self.out_indices = [stage - 1 for stage in config.output_stages]
+            self.backbone = timm.create_model(
+                config.name, pretrained=False, features_only=True, out_indices=self.out_indices, **arguments
+            )
+        self.channels = self.backbone.feature_info.channels()
+        if self.backbone.feature_info.reduction() != self.strides:
+            raise ValueError(f"{config.name} has no levels of stride {self.strides}; check output_stages.")
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        return self.backbone(pixel_values)
+
+    def load_pretrained(self) -> None:
+        if self.config.arguments:
+            raise ValueError(f"No public weights fit {self.config.name} with arguments={self.config.arguments}.")
+        self.backbone.load_state_dict(
+            _pretrained_state_dict(self.timm_name(), features_only=True, out_indices=self.out_indices)
+        )
+
+
+def _darknet(name: str, out_indices: list[int], depths=None, widths=None, stem_width: int = 32) -> nn.Module:
+    """timm's Darknet as a pyramid; `depths` and `widths` (five numbers each) make a smaller one of the same design."""
+    if depths is None and widths is None:
+        return timm.create_model(name, pretrained=False, features_only=True, out_indices=out_indices)
+    if depths is None or widths is None or len(depths) != 5 or len(widths) != 5:
+        raise ValueError(f"A custom {name} takes depths and widths of five stages, got {depths} and {widths}.")
+    design = CspModelCfg(
+        stem=CspStemCfg(out_chs=stem_width, kernel_size=3, stride=1, pool=""),
+        stages=CspStagesCfg(
+            depth=tuple(depths),
+            out_chs=tuple(widths),
+            stride=2,
+            bottle_ratio=0.5,
+            block_ratio=1.0,
+            stage_type="dark",
+            block_type="dark",
+        ),
+    )
+    return timm.models.FeatureListNet(CspNet(design), out_indices=out_indices, flatten_sequential=True)
+
+
+class PadFirstSwinBlock(SwinTransformerBlock):
+    """A Swin block whose map (B, H, W, C) is padded to whole windows first and rolled after."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        win_h, win_w = self.window_size
+        x = F.pad(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
+        shift_h, shift_w = self.shift_size
+        shifted = any(self.shift_size)
+        if shifted:
+            x = torch.roll(x, shifts=(-shift_h, -shift_w), dims=(1, 2))
+        padded_h, padded_w, channels = x.shape[1:]
+        windows = window_partition(x, self.window_size).view(-1, self.window_area, channels)
+        mask = self.get_attn_mask(x) if shifted else None
+        windows = self.attn(windows, mask=mask).view(-1, win_h, win_w, channels)
+        x = window_reverse(windows, self.window_size, padded_h, padded_w)
+        if shifted:
+            x = torch.roll(x, shifts=(shift_h, shift_w), dims=(1, 2))
+        return x[:, :height, :width]
+
+
+class SwinEncoder(VisionEncoder):
+    """Swin whose stages can be run one by one, so that a fusion module may stand between them.
+
+    `embed` then `stage(0..3)` is the whole encoder; maps inside are channels-last (B, H, W, C). `forward` gives the
+    plain pyramid as NCHW maps through the `norms` (one LayerNorm per level, as in detection-style Swin).
+    """
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__(config)
+        self.backbone = timm.create_model(
+            config.name,
+            pretrained=False,
+            num_classes=0,
+            always_partition=True,
+            strict_img_size=False,
+            **(config.arguments or {}),
+        )
+        del self.backbone.norm  # the classifier's norm: a pyramid has one per level
+        for module in self.backbone.modules():
+            if isinstance(module, SwinTransformerBlock):
+                module.__class__ = PadFirstSwinBlock  # same state, other `_attn`
+                module.dynamic_mask = True  # the mask follows the padded map, whatever the input size
+                module.attn_mask = None
+        self.stage_channels = [layer.blocks[0].dim for layer in self.backbone.layers]
+        self.channels = [self.stage_channels[stage - 2] for stage in config.output_stages]
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, H/4, W/4, C); sides that 4 does not divide are zero-padded right and below."""
+        height, width = pixel_values.shape[-2:]
+        return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % 4, 0, -height % 4)))
+
+    def stage(self, index: int, x: Tensor) -> Tensor:
+        """Stage `index` (0-3), its patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C) but for stage 0."""
+        return self.backbone.layers[index](x)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        x = self.embed(pixel_values)
+        levels = []
+        for index in range(max(self.config.output_stages) - 1):
+            x = self.stage(index, x)
+            if index + 2 in self.config.output_stages:
+                levels.append(self.norms[len(levels)](x).permute(0, 3, 1, 2))
+        return levels
+
+    def load_pretrained(self) -> None:
+        arguments = dict(self.config.arguments or {})
+        free = {"img_size", "window_size", "drop_path_rate", "drop_rate", "attn_drop_rate", "proj_drop_rate"}
+        if set(arguments) - free:
+            raise ValueError(f"No public weights fit {self.config.name} with arguments={arguments}.")
+        # timm itself resizes the relative-position tables to another window
+        state = _pretrained_state_dict(self.timm_name(), num_classes=0, always_partition=True, **arguments)
+        self.backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("norm.")})
+
+
+def build_vision_encoder(config: VisionEncoderConfig) -> VisionEncoder:
+    """The encoder for `config.name`. Raises ValueError for a family that no architecture here uses."""
+    if config.name.startswith("swin_"):
+        return SwinEncoder(config)
+    if config.name.startswith(("darknet", "resnet")):
+        return CnnEncoder(config)
+    raise ValueError(f"Vision encoder {config.name!r} is not known; choose a timm darknet*, resnet* or swin_* name.")
+
+
+def restore_buffers(module: nn.Module) -> None:
+    """Refill the buffers that no checkpoint holds: after loading on the meta device they are uninitialised memory."""
+    if isinstance(module, WindowAttention):
+        module.init_non_persistent_buffers()
