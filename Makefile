@@ -1,0 +1,24 @@
+PYTHON ?= python
+
+.PHONY: style check test test-slow smoke demo
+
+style:  ## format and sort imports
+	ruff check --fix .
+	ruff format .
+
+check:  ## what style would change, without changing it
+	ruff check .
+	ruff format --check .
+
+test:  ## the suite of every commit (under 12 minutes on two cores)
+	$(PYTHON) -m pytest
+
+test-slow:  ## everything, long runs and the browser included
+	$(PYTHON) -m pytest -m ""
+
+smoke:  ## train and evaluate a tiny model for a minute on the CPU
+	$(PYTHON) train/train.py --recipe train/recipes/lts/refscenes.yaml training.max_steps=20 data.size=64 data.validation_size=16 output_dir=outputs/smoke
+	$(PYTHON) train/evaluate.py --model outputs/smoke/last --data refscenes --split test --size 16
+
+demo:  ## the Space, at http://127.0.0.1:7860
+	$(PYTHON) space/app.py
