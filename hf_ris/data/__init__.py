@@ -2,6 +2,7 @@
 
 import importlib
 
+
 _MODULES = {
     "schema": ["FEATURES", "encode_mask", "decode_mask", "union_mask", "union_rle", "target_rle", "expression_mask"]
     + ["check_rle", "validate_row"],

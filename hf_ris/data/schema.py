@@ -5,8 +5,8 @@
     objects      list of {object_id, category ("" if unknown), bbox [x, y, width, height] in pixels, mask RLE}
     expressions  list of {expression_id, ref_id, text, object_indices}: indices into `objects`, none, one or several
 
-A mask is COCO's compressed run-length encoding, `{"size": [height, width], "counts": ascii string}`, in the pixel grid of
-the image as displayed. The target of an expression is the union of its objects' masks; no object means an empty target.
+A mask is COCO's compressed run-length encoding, `{"size": [height, width], "counts": ascii string}`, in the pixel grid
+of the image as displayed. The target of an expression is the union of its objects' masks; without objects it is empty.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Features, Image, List, Value
 from pycocotools import mask as coco_mask
+
 
 FEATURES = Features(
     {
@@ -67,6 +68,11 @@ def union_rle(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str
     return {"size": [int(side) for side in merged["size"]], "counts": merged["counts"].decode("ascii")}
 
 
+def mirror_rle(rle: dict[str, Any]) -> dict[str, Any]:
+    """The RLE of the mask with left and right exchanged (column-major throughout, so no transposing copy)."""
+    return encode_mask(coco_mask.decode(rle)[:, ::-1])
+
+
 def union_mask(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
     """Union of RLEs as bool (H, W); of none: all False of `size` (height, width)."""
     return decode_mask(union_rle(rles, size))
@@ -88,8 +94,8 @@ def check_rle(rle: dict[str, Any]) -> None:
 
     pycocotools checks little: where the runs end early it returns uninitialised memory as mask.
 
-    Each run is a number in groups of 5 bits, lowest first, one character (code 48 + group + 32 if more follow) each, with
-    the sign in bit 4 of the last; from the fourth run on it is stored as difference to the run two before.
+    Each run is a number in groups of 5 bits, lowest first, a character (code 48 + group + 32 if more follow) each, the
+    sign in bit 4 of the last; from the fourth run on the number is the difference to the run two before.
     """
     height, width = rle["size"]
     counts = rle["counts"]

@@ -1,0 +1,140 @@
+"""`load`: built-in scenes, prepared folders, a user's own images and the Hub, all as data sets of the one schema."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.distributed import split_dataset_by_node
+
+from .jsonl import load_jsonl_folder
+from .schema import FEATURES
+
+
+AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
+
+REFSCENES = ("refscenes", "refscenes_plus", "refscenes_g", "phrasescenes")
+REFSCENES_SPLITS = ("train", "val", "test", "test_compositional")
+_SHARD = re.compile(r"(?P<split>\w+?)(-\d{5}-of-\d{5}(-\w+)?)?\.parquet")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_WANTED = (
+    f"give a RefScenes name ({', '.join(REFSCENES)}), a folder made by save_to_disk or with Parquet shards "
+    "(train-00000-of-00001.parquet), a folder of images with JSONL files (train.jsonl), or a Hub id (user/name)"
+)
+
+
+def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool = False, **kwargs: Any) -> AnyDataset:
+    """A data set of `FEATURES` (further columns may follow), or without `split` a dict of all splits.
+
+    Args:
+        name_or_path: tried in this order: a RefScenes name; a folder (made by `save_to_disk`; with Parquet shards in it or
+            in its `data/`; with JSONL files, see `jsonl.py`); a Hub id, downloaded by `datasets.load_dataset`.
+        split: name of one split. A JSONL folder with one file is one split, returned as such without `split`.
+        streaming: return iterable data sets; from the Hub and Parquet nothing is then downloaded or copied beforehand.
+        kwargs: for RefScenes `size`, `image_size`; for the Hub those of `load_dataset` (`revision`, `token`, ...).
+
+    Raises ValueError with one sentence when the thing is not there or not of the schema.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in REFSCENES:
+        loaded = _load_refscenes(name, split, **kwargs)
+    elif path.exists():
+        if kwargs:
+            raise ValueError(f"a folder takes no {', '.join(kwargs)}: only `split` and `streaming`")
+        loaded = _load_folder(path, split, streaming)
+    elif _HUB_ID.fullmatch(name):
+        loaded = _load_hub(name, split, streaming, **kwargs)
+    else:
+        raise ValueError(f"there is no data set {name!r}: {_WANTED}")
+    for part in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+        check_columns(part, name)
+    if not streaming or isinstance(loaded, (IterableDataset, IterableDatasetDict)):
+        return loaded
+    if isinstance(loaded, Mapping):
+        return IterableDatasetDict({key: part.to_iterable_dataset() for key, part in loaded.items()})
+    return loaded.to_iterable_dataset()
+
+
+def check_columns(dataset: Dataset | IterableDataset, name: str = "the data set") -> None:
+    """Raise ValueError unless `dataset` has every column of `FEATURES` with the same type."""
+    features = dataset.features
+    if features is None:
+        raise ValueError(f"{name} does not declare its columns; it needs {', '.join(FEATURES)} (hf_ris.data.FEATURES)")
+    missing = [column for column in FEATURES if column not in features]
+    if missing:
+        raise ValueError(
+            f"{name} lacks {', '.join(missing)}: it has {', '.join(features)}, but a row of referring segmentation has "
+            f"{', '.join(FEATURES)} (hf_ris.data.FEATURES)"
+        )
+    wrong = [column for column, feature in FEATURES.items() if features[column] != feature]
+    if wrong:
+        raise ValueError(f"{name} has {wrong[0]} as {features[wrong[0]]}, but it must be {FEATURES[wrong[0]]}")
+
+
+def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int) -> Dataset | IterableDataset:
+    """The part of process `rank` of `world_size`: parts do not overlap and together hold every row.
+
+    A map-style data set is cut into contiguous parts; of a streamed one each rank reads its own shards where their number
+    is a multiple of `world_size`, else every `world_size`-th row.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
+    return split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+
+
+def _load_refscenes(name: str, split: str | None, **kwargs: Any) -> Dataset | DatasetDict:
+    from .refscenes import load_refscenes  # here, so that other data loads without the generator
+
+    if split is not None:
+        return load_refscenes(name, split, **kwargs)
+    return DatasetDict({split: load_refscenes(name, split, **kwargs) for split in REFSCENES_SPLITS})
+
+
+def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: {_WANTED}")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _pick(datasets.load_from_disk(path), split, path)
+    shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    if shards:
+        return _load_parquet(shards, split, streaming, path)
+    if any(path.glob("*.jsonl")):
+        return load_jsonl_folder(path, split)
+    raise ValueError(f"the folder {path} holds no data set: {_WANTED}")
+
+
+def _pick(loaded: Dataset | DatasetDict, split: str | None, path: Path) -> Dataset | DatasetDict:
+    if split is None:
+        return loaded
+    if isinstance(loaded, Dataset):
+        raise ValueError(f"{path} holds one data set without splits: leave out split={split!r}")
+    _check_split(split, loaded, path)
+    return loaded[split]
+
+
+def _check_split(split: str | None, splits: Mapping[str, Any], path: Path) -> None:
+    if split is not None and split not in splits:
+        raise ValueError(f"{path} has no split {split!r}: it has {', '.join(splits)}")
+
+
+def _load_parquet(shards: list[Path], split: str | None, streaming: bool, path: Path) -> AnyDataset:
+    files: dict[str, list[str]] = {}
+    for shard in shards:
+        match = _SHARD.fullmatch(shard.name)
+        if match is None:
+            raise ValueError(f"{shard} does not name its split: shards are called like train-00000-of-00001.parquet")
+        files.setdefault(match["split"], []).append(str(shard))
+    _check_split(split, files, path)
+    return datasets.load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+
+
+def _load_hub(name: str, split: str | None, streaming: bool, **kwargs: Any) -> AnyDataset:
+    try:
+        return datasets.load_dataset(name, split=split, streaming=streaming, **kwargs)
+    except (datasets.exceptions.DatasetNotFoundError, OSError) as error:  # requests' errors are OSErrors
+        raise ValueError(
+            f"{name!r} is neither a folder here nor a data set that can be had from the Hub "
+            f"({str(error).splitlines()[0]}): {_WANTED}"
+        ) from error
