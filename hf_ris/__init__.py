@@ -18,7 +18,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 __version__ = "0.1.0"
 
 # One line per architecture: the model type (the trio's file suffix) and the prefix of its class names.
-ARCHITECTURES: dict[str, str] = {}
+ARCHITECTURES: dict[str, str] = {
+    "lavt": "Lavt",
+    "lts": "Lts",
+}
 
 
 def _register() -> None:

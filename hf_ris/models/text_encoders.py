@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 
 def word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -31,6 +31,18 @@ def word_tokenizer_from_corpus(texts: Iterable[str], min_count: int = 1) -> PreT
     counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower()))
     kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
     return word_tokenizer(kept)
+
+
+def wordpiece_tokenizer(vocabulary: Iterable[str]) -> BertTokenizer:
+    """A small uncased BERT tokenizer, made offline for tiny models.
+
+    Ids 0-4 are `[PAD] [UNK] [CLS] [SEP] [MASK]`; then come the words in the order given, then letters and digits, alone
+    and as continuations (`##a`), so that an unknown word is spelled rather than lost.
+    """
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [*characters, *(f"##{character}" for character in characters)]
+    words = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str.lower, vocabulary), *pieces])
+    return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 
 
 def read_glove(path: str | Path, words: Iterable[str] | None = None) -> dict[str, np.ndarray]:

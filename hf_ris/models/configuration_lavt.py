@@ -1,0 +1,64 @@
+"""LAVT configuration: `LavtConfig()` is the model of the paper (Swin-B window 12, BERT-base, 480x480, 20 tokens)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import BertConfig
+
+from .configuration_ris import RisConfig, VisionEncoderConfig
+
+
+@strict
+class LavtConfig(RisConfig):
+    """Configuration of `LavtForReferringSegmentation`.
+
+    Args:
+        vision_config: the Swin backbone; all four stages are used. A dict stands for `VisionEncoderConfig(**dict)`.
+            `arguments={"drop_path_rate": 0.3}` is the paper's stochastic depth.
+        text_config: the BERT encoder (without pooler). A dict stands for `BertConfig(**dict)`.
+        text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
+        fusion_num_heads: attention heads of the pixel-word attention of each stage; they divide the stage's width.
+        fusion_dropout: dropout in [0, 1) after the two GELU projections of the pixel-word attention module.
+        decoder_dim: channels of the decoder's hidden maps.
+        loss_weights: cross-entropy weights of background and foreground.
+    """
+
+    model_type = "lavt"
+    sub_configs = {"vision_config": VisionEncoderConfig, "text_config": BertConfig}
+
+    vision_config: VisionEncoderConfig | dict | None = None
+    text_config: BertConfig | dict | None = None
+    text_pretrained: str = "bert-base-uncased"
+    fusion_num_heads: list[int] | tuple[int, ...] = (1, 1, 1, 1)
+    fusion_dropout: float = 0.0
+    decoder_dim: int = 512
+    loss_weights: list[float] | tuple[float, ...] = (0.9, 1.1)
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = VisionEncoderConfig(
+                name="swin_base_patch4_window12_384",
+                pretrained_tag="ms_in22k",
+                arguments={"window_size": 12, "drop_path_rate": 0.3},
+            )
+        super().__post_init__(**kwargs)
+        vision, text = self.vision_config, self.text_config
+        if not vision.name.startswith("swin_") or list(vision.output_stages) != [2, 3, 4, 5]:
+            raise ValueError(
+                "LAVT fuses words inside the four stages of a Swin: vision_config takes a timm swin_* name and "
+                f"output_stages [2, 3, 4, 5], got {vision.name!r} and {list(vision.output_stages)}."
+            )
+        if len(self.fusion_num_heads) != 4 or min(self.fusion_num_heads) < 1:
+            raise ValueError(f"fusion_num_heads takes four positive numbers, got {list(self.fusion_num_heads)}.")
+        if len(self.loss_weights) != 2 or min(self.loss_weights) <= 0:
+            raise ValueError(
+                f"loss_weights takes two positive numbers, background and foreground, got {list(self.loss_weights)}."
+            )
+        if not 0 <= self.fusion_dropout < 1:
+            raise ValueError(f"fusion_dropout must lie in [0, 1), got {self.fusion_dropout}.")
+        if self.max_text_length > text.max_position_embeddings:
+            raise ValueError(
+                f"max_text_length is {self.max_text_length}, but text_config has max_position_embeddings="
+                f"{text.max_position_embeddings}."
+            )
+
+
+LavtConfig.register_for_auto_class()

@@ -1,0 +1,248 @@
+"""LAVT: Language-Aware Vision Transformer for referring image segmentation.
+
+Paper: Yang, Wang, Tang, Chen, Zhao, Torr. "LAVT: Language-Aware Vision Transformer for Referring Image Segmentation",
+CVPR 2022, https://arxiv.org/abs/2112.02244. Original repository: https://github.com/yz93/LAVT-RIS (GPL-3). This file
+holds no code of it: it is written from the paper and from measured facts about the published program, whose logits it
+reproduces with converted checkpoints (`python -m hf_ris.conversion lavt`).
+
+Words enter inside the image encoder (early fusion). Swin stage i gives V_i; the pixel-word attention module makes F_i of
+V_i and the words; the language gate S_i lets V_i + S_i * F_i pass to stage i + 1; the decoder reads F_1 ... F_4.
+
+What depends on the image alone is the patch embedding and stage 1, and this `encode_image` runs once for each image,
+however many expressions it has. Everything from the first fusion on depends on the expression and is run for each.
+
+Deviations and readings:
+- The decoder reads LayerNorm(F_i), taken before the gate; the paper does not mention the norm.
+- Attention scores are scaled by the full width C_i^-0.5, with several heads too, as in the published program.
+- Swin pads its map before it rolls it and never shrinks its window (`vision_encoders.py`); padded positions are not
+  masked. Inputs whose sides 4 does not divide are zero-padded right and below.
+- Bilinear interpolation has align_corners=True, in the decoder and from stride 4 to the input size.
+- The gate of stage 4 has no successor. Its parameters exist, as in published checkpoints; it is not computed.
+- By instance norm and softmax, the biases of the query, key, value and output projections of the attention have no
+  effect; they are kept for parameter equality.
+- The paper trains with plain cross-entropy; the published program weighs it 0.9 / 1.1 (`loss_weights`). The released
+  `lavt_one` weights are said to come from a Dice loss that was never published.
+- Which BERT layers are trained is the recipe's matter (the published program leaves out layers 10, 11 and the embeddings).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertModel
+
+from .configuration_lavt import LavtConfig
+from .losses import resize_labels, weighted_cross_entropy
+from .modeling_ris import RisOutput, RisPreTrainedModel
+from .vision_encoders import build_vision_encoder
+
+
+def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """(N, T, C) normalised over its T positions, each sample and channel on its own, without affine parameters.
+
+    At least float32 inside: an attention average varies little over the pixels, and its spread is the divisor.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+    return ((wide - mean) * (variance + eps).rsqrt()).to(x.dtype)
+
+
+class PixelWordAttention(nn.Module):
+    """Each pixel gathers the words that matter to it (section 3.1, Eq. 1-5): instance norm on query and output only."""
+
+    def __init__(self, dim: int, text_dim: int, num_heads: int):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"fusion_num_heads: {num_heads} heads do not divide a stage of width {dim}.")
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(text_dim, dim)
+        self.value = nn.Linear(text_dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
+        """visual (N, T, C), words (N, L, D), mask (N, L), 1 = word -> language features at every pixel, (N, T, C)."""
+        query = self._heads(instance_norm(self.query(visual)))
+        key, value = self._heads(self.key(words)), self._heads(self.value(words))
+        visible = attention_mask.bool()[:, None, None, :]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=visual.shape[-1] ** -0.5)
+        return instance_norm(self.output(attended.transpose(1, 2).flatten(2)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, positions, width)
+
+
+class PixelWordAttentionModule(nn.Module):
+    """PWAM (Eq. 6-7): F = GELU(W_o(GELU(W_v(V)) * attended words))."""
+
+    def __init__(self, dim: int, text_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.visual_projection = nn.Linear(dim, dim)
+        self.attention = PixelWordAttention(dim, text_dim, num_heads)
+        self.output_projection = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
+        """visual (N, T, C), words (N, L, D), attention_mask (N, L) -> F (N, T, C)."""
+        projected = self.dropout(F.gelu(self.visual_projection(visual)))
+        attended = self.attention(visual, words, attention_mask)
+        return self.dropout(F.gelu(self.output_projection(projected * attended)))
+
+
+class LanguageGate(nn.Module):
+    """Language pathway (section 3.2, Eq. 8-9): S = Tanh(W2 ReLU(W1 F)) in (-1, 1), for each pixel and channel."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.hidden = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False)
+        for layer in (self.hidden, self.output):
+            nn.init.trunc_normal_(layer.weight, std=0.02)  # like Swin's own linear layers
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """F (N, T, C) -> S (N, T, C)."""
+        return torch.tanh(self.output(F.relu(self.hidden(fused))))
+
+
+class LavtDecoderLevel(nn.Module):
+    """One step of Eq. 10: upsample, concatenate with the finer map, two 3x3 convolutions with batch norm and ReLU."""
+
+    def __init__(self, coarse_dim: int, fine_dim: int, dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(coarse_dim + fine_dim, dim, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(dim)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """(N, C', h, w) and (N, C, H, W) -> (N, dim, H, W)."""
+        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True)
+        x = torch.cat([coarse, fine], dim=1)
+        x = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(x)))
+
+
+class LavtDecoder(nn.Module):
+    """Top-down decoder (Eq. 10) over the four fused maps; two scores (background, foreground) at stride 4."""
+
+    def __init__(self, widths: list[int], dim: int):
+        super().__init__()
+        fine = widths[-2::-1]
+        self.levels = nn.ModuleList(
+            LavtDecoderLevel(widths[-1] if index == 0 else dim, width, dim) for index, width in enumerate(fine)
+        )
+        self.classifier = nn.Conv2d(dim, 2, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Four maps, finest first -> (N, 2, H/4, W/4)."""
+        x = maps[-1]
+        for level, fine in zip(self.levels, maps[-2::-1], strict=True):
+            x = level(x, fine)
+        return self.classifier(x)
+
+
+class LavtForReferringSegmentation(RisPreTrainedModel):
+    """LAVT. Logits are foreground minus background score at the input size, so 0.5 is the threshold."""
+
+    config_class = LavtConfig
+    _keys_without_gradient: ClassVar[list[str]] = [r"^gates\.3\."]  # stage 4 has no successor
+
+    def __init__(self, config: LavtConfig):
+        super().__init__(config)
+        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
+        widths, text_dim = self.vision_encoder.stage_channels, config.text_config.hidden_size
+        self.fusions = nn.ModuleList(
+            PixelWordAttentionModule(width, text_dim, heads, config.fusion_dropout)
+            for width, heads in zip(widths, config.fusion_num_heads, strict=True)
+        )
+        self.gates = nn.ModuleList(LanguageGate(width) for width in widths)
+        self.decoder = LavtDecoder(widths, config.decoder_dim)
+        self.post_init()
+
+    def load_pretrained_encoders(self) -> None:
+        """Swin from timm (ImageNet-22K) and BERT from the Hub.
+
+        Raises:
+            OSError: weights that are neither cached nor reachable; the message names them.
+            ValueError: a config whose encoders the public weights do not fit.
+        """
+        self.vision_encoder.load_pretrained()
+        name = self.config.text_pretrained
+        try:
+            bert = BertModel.from_pretrained(name, add_pooling_layer=False)
+        except OSError as error:
+            raise OSError(
+                f"The public weights of BERT {name!r} could not be loaded ({error}). Connect to the Hub once, or build "
+                "the model from its config alone, which needs no download."
+            ) from error
+        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            ours, theirs = self.config.text_config.to_dict()[field], bert.config.to_dict()[field]
+            if ours != theirs:
+                raise ValueError(f"BERT {name!r} has {field}={theirs}, but text_config asks for {ours}.")
+        self.text_encoder.load_state_dict(bert.state_dict())
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> V_1 (B, ceil(H/4), ceil(W/4), C_1): all that the expression does not touch."""
+        return self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D)."""
+        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def fuse(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """V_1 (N, h, w, C_1), words (N, L, D), mask (N, L) -> normalised F_1 ... F_4, each (N, C_i, h_i, w_i)."""
+        maps = []
+        for index, (fusion, gate, norm) in enumerate(zip(self.fusions, self.gates, self.vision_encoder.norms)):
+            if index > 0:
+                visual = self.vision_encoder.stage(index, visual)
+            size = visual.shape[1:3]
+            fused = fusion(visual.flatten(1, 2), words, attention_mask).unflatten(1, size)
+            maps.append(norm(fused).permute(0, 3, 1, 2))
+            if index < len(self.fusions) - 1:
+                visual = visual + gate(fused) * fused
+        return maps
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        object_index: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> RisOutput:
+        """Segment N expressions over B images.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            input_ids, attention_mask: (N, L); mask 1 = token, 0 = padding.
+            image_index: (N,) long, the image of each expression; None is one expression per image.
+            pixel_mask: not supported: LAVT squashes its images, so nothing is padding.
+            object_index: accepted, as from every collator; not used.
+            labels: (N, h, w) masks in [0, 1]; nearest-resized to (H, W) where they differ.
+
+        Returns:
+            `RisOutput` with logits (N, H, W), and with labels `loss` = `losses["cross_entropy"]`.
+
+        Raises:
+            ValueError: a pixel_mask, or an image_index that does not fit.
+        """
+        if pixel_mask is not None:
+            raise ValueError("LAVT takes no pixel_mask: its images are squashed to one size, without padding.")
+        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        visual = self.encode_image(pixel_values).index_select(0, image_index)
+        maps = self.fuse(visual, self.encode_text(input_ids, attention_mask), attention_mask)
+        scores = self.decoder(maps)
+        scores = F.interpolate(scores, size=pixel_values.shape[-2:], mode="bilinear", align_corners=True)
+        output = RisOutput(logits=scores[:, 1] - scores[:, 0])
+        if labels is not None:
+            labels = resize_labels(labels, scores.shape[-2:], mode="nearest")
+            output.losses = {"cross_entropy": weighted_cross_entropy(scores, labels, self.config.loss_weights)}
+            output.loss = output.losses["cross_entropy"]
+        return output
+
+
+LavtForReferringSegmentation.register_for_auto_class("AutoModel")
