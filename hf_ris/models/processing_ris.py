@@ -22,6 +22,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, load_image
 from transformers.processing_utils import ProcessorMixin
 
+from .configuration_ris import RisConfig
+
 
 GEOMETRIES = ("squash", "letterbox", "short_side")
 
@@ -210,6 +212,11 @@ class RisProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
         self.threshold = threshold
+
+    @classmethod
+    def from_config(cls, config: RisConfig, tokenizer) -> "RisProcessor":
+        """The architecture's preprocessing at the config's image size and text length; here `squash`, others override."""
+        return cls(RisImageProcessor(image_size=config.image_size), tokenizer, max_text_length=config.max_text_length)
 
     def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
         """Make a model's inputs.
