@@ -187,6 +187,13 @@ class RisImageProcessor(BaseImageProcessor):
         return _sample(maps.float()[None], y.to(maps.device), x.to(maps.device), mode, "border")[0]
 
 
+# a saved folder names it, so that AutoProcessor finds it there without this package
+RisImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+
+RisImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+
 def _sample(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tensor:
     """(B, C, h, w) sampled at the grid of pixel indices y (H,) by x (W,): (B, C, H, W)."""
     height, width = maps.shape[-2:]
