@@ -63,9 +63,12 @@ class RisPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         restore_buffers(module)
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        loaded = all(tensor.__dict__.get("_is_hf_initialized", False) for tensor in own)
-        if own and self._built_on_meta and not loaded:
+        saved = [
+            *module.parameters(recurse=False),
+            *(b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set),
+        ]
+        loaded = all(tensor.__dict__.get("_is_hf_initialized", False) for tensor in saved)
+        if saved and self._built_on_meta and not loaded:
             module.reset_parameters()
 
     @classmethod
