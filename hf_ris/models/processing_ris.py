@@ -191,9 +191,6 @@ class RisImageProcessor(BaseImageProcessor):
 RisImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
-RisImageProcessor.register_for_auto_class("AutoImageProcessor")
-
-
 def _sample(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tensor:
     """(B, C, h, w) sampled at the grid of pixel indices y (H,) by x (W,): (B, C, H, W)."""
     height, width = maps.shape[-2:]
