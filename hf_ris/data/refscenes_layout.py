@@ -1,0 +1,176 @@
+"""Which objects a RefScenes picture holds, with deliberate distractors, and where, with partial occlusion."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .refscenes_shapes import CATEGORIES, COLOURS, HELD_OUT, SIZE_STEPS, SIZES, TEXTURES, TILTS, sprite
+
+
+FIELD = 128  # scenes are laid out on a square of this side, whatever size they are drawn at
+MIN_VISIBLE = 0.65  # of an object's own area
+MAX_OBJECTS = 9
+_COUNTS = ((3, 8), (4, 14), (5, 18), (6, 20), (7, 17), (8, 13), (9, 10))
+_PERIODS = {"small": 22, "medium": 28, "large": 36}  # of textures, in quarter pixels
+
+
+class Stream:
+    """Random numbers that are the same in every Python: made of `random.Random.random()`, which is guaranteed to be."""
+
+    def __init__(self, *key: Any):
+        digest = hashlib.blake2b("/".join(str(part) for part in key).encode(), digest_size=8).digest()
+        self.random = random.Random(int.from_bytes(digest, "big")).random
+
+    def below(self, n: int) -> int:
+        """An integer in [0, n)."""
+        return int(self.random() * n)
+
+    def between(self, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+        return low + int(self.random() * (high - low + 1))
+
+    def chance(self, percent: float) -> bool:
+        return self.random() * 100 < percent
+
+    def pick(self, options: Sequence[Any]) -> Any:
+        return options[int(self.random() * len(options))]
+
+    def weighted(self, options: Sequence[tuple[Any, float]]) -> Any:
+        """One of (option, weight)."""
+        left = self.random() * sum(weight for _, weight in options)
+        for option, weight in options:
+            left -= weight
+            if left < 0:
+                return option
+        return options[-1][0]
+
+    def shuffled(self, options: Sequence[Any]) -> list[Any]:
+        mixed = list(options)
+        for i in range(len(mixed) - 1, 0, -1):
+            j = self.below(i + 1)
+            mixed[i], mixed[j] = mixed[j], mixed[i]
+        return mixed
+
+
+class Look(NamedTuple):
+    category: str
+    colour: str
+    texture: str
+    size: str
+
+
+class Item(NamedTuple):
+    """An object of a scene: its look, how its sprite is drawn, and its centre on the field."""
+
+    look: Look
+    side: float
+    tilt: int
+    flip: bool
+    direction: int
+    period: int
+    x: int
+    y: int
+
+
+def is_held_out(look: Look) -> bool:
+    return (look.category, look.colour) in HELD_OUT
+
+
+def _random_look(rng: Stream, compositional: bool) -> Look:
+    texture = rng.weighted((("plain", 40), ("striped", 20), ("dotted", 20), ("checkered", 20)))
+    size = rng.weighted((("small", 35), ("medium", 37), ("large", 28)))
+    if compositional and rng.chance(60):
+        return Look(*rng.pick(_HELD_OUT_PAIRS), texture, size)
+    return Look(rng.pick(CATEGORIES), rng.pick(_COLOURS), texture, size)
+
+
+def _distractor(rng: Stream, like: Look, compositional: bool, twins: int) -> Look:
+    """A look that shares something with `like`, so that one word rarely tells an object from the others."""
+    fresh = _random_look(rng, compositional)
+    kind = rng.weighted((("category", 28), ("colour", 17), ("texture", 12), ("size", 8), ("twin", twins), ("none", 30)))
+    if kind == "category":
+        return fresh._replace(category=like.category, texture=like.texture if rng.chance(50) else fresh.texture)
+    if kind == "colour":
+        return fresh._replace(colour=like.colour, texture=like.texture if rng.chance(30) else fresh.texture)
+    if kind == "texture":
+        return like._replace(texture=rng.pick([t for t in TEXTURES if t != like.texture]), size=fresh.size)
+    if kind == "size":
+        return like._replace(size=rng.pick([s for s in SIZES if s != like.size]))
+    return like if kind == "twin" else fresh
+
+
+def _looks(rng: Stream, compositional: bool, twins: int) -> list[Look]:
+    """The looks of a scene in painting order; held-out pairs only, and at least two of them, if compositional."""
+    count = rng.weighted(_COUNTS)
+    looks: list[Look] = []
+    while len(looks) < count:
+        if not looks or compositional and len(looks) == 1:
+            look = _random_look(rng, compositional)
+            if compositional and not is_held_out(look):
+                continue
+        else:
+            look = _distractor(rng, rng.pick(looks), compositional, twins)
+            if is_held_out(look) and not compositional:
+                continue
+        looks.append(look)
+    # Mostly large before small, so that small objects lie on top of large ones and stay visible.
+    return sorted(looks, key=lambda look: -SIZES.index(look.size) + (2 * rng.random() if rng.chance(20) else 0))
+
+
+def _try_place(
+    rng: Stream, owner: np.ndarray, items: list[Item], areas: list[int], seen: list[int], item: Item
+) -> bool:
+    """Find a place for the item that hides no more of the others than allowed; paints it into `owner` (128, 128)."""
+    drawn = sprite(item.look.category, item.side, item.tilt, item.flip)
+    height, width = drawn.mask.shape
+    half_h, half_w = height // 2, width // 2
+    near = items[rng.below(len(items))] if items and rng.chance(40) else None
+    for attempt in range(24):
+        if near is not None and attempt < 8:
+            reach = int(near.side + item.side) // 2
+            x, y = near.x + rng.between(-reach, reach), near.y + rng.between(-reach, reach)
+            if not (half_w <= x < FIELD - half_w and half_h <= y < FIELD - half_h):
+                continue
+        else:
+            x, y = rng.between(half_w, FIELD - 1 - half_w), rng.between(half_h, FIELD - 1 - half_h)
+        region = owner[y - half_h : y + half_h + 1, x - half_w : x + half_w + 1]
+        hidden = np.bincount(region[drawn.mask], minlength=len(items) + 1).tolist()
+        if near is None and attempt < 12 and sum(hidden[1:]) > 0:
+            continue
+        if all(seen[k] - hidden[k + 1] >= MIN_VISIBLE * areas[k] for k in range(len(items)) if hidden[k + 1]):
+            for k in range(len(items)):
+                seen[k] -= hidden[k + 1]
+            items.append(item._replace(x=x, y=y))
+            areas.append(drawn.area)
+            seen.append(drawn.area)
+            region[drawn.mask] = len(items)
+            return True
+    return False
+
+
+def lay_out(rng: Stream, compositional: bool, twins: int) -> tuple[list[Item], np.ndarray]:
+    """Objects in painting order, and the owner of each pixel of the field: uint8 (128, 128), 0 nothing, k + 1 object k.
+
+    compositional: hold HELD_OUT pairs (otherwise there are none); twins: weight of exact copies among the distractors.
+    """
+    while True:
+        owner = np.zeros((FIELD, FIELD), np.uint8)
+        items: list[Item] = []
+        areas: list[int] = []
+        seen: list[int] = []
+        for look in _looks(rng, compositional, twins):
+            side = rng.pick(SIZE_STEPS[look.size])
+            tilt = rng.weighted(((0, 50), (1, 25), (2, 25)))
+            period = _PERIODS[look.size]
+            item = Item(look, side, tilt, rng.chance(50), rng.below(3), period, 0, 0)
+            _try_place(rng, owner, items, areas, seen, item)
+        if len(items) >= 3 and (not compositional or any(is_held_out(item.look) for item in items)):
+            return items, owner
+
+
+_COLOURS = tuple(COLOURS)
+_HELD_OUT_PAIRS = sorted(HELD_OUT)
+assert len(TILTS) == 3  # `lay_out` weighs them
