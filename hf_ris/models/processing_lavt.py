@@ -1,31 +1,25 @@
-"""LAVT's preprocessing: images squashed to 480x480, BERT's uncased WordPiece, 20 tokens, threshold 0.5."""
+"""Processor of LAVT: images squashed to 480x480, BERT's uncased WordPiece, threshold 0.5."""
 
-from torch import Tensor
-
-from .configuration_lavt import LavtConfig
 from .processing_ris import RisImageProcessor, RisProcessor
 
 
 class LavtProcessor(RisProcessor):
-    """Images and expressions for `LavtForReferringSegmentation`. `LavtProcessor.from_config` builds one."""
+    """Makes the inputs of LAVT and turns its logits into masks.
 
-    @classmethod
-    def from_config(cls, config: LavtConfig, tokenizer) -> "LavtProcessor":
-        """The paper's preprocessing at the config's image size and text length.
+    Args:
+        image_processor: None is the paper's: squashed to 480x480, ImageNet's mean and deviation.
+        tokenizer: BERT's uncased one, or a small one from `text_encoders.wordpiece_tokenizer`; its length is the
+            `vocab_size` of the model's `text_config`.
+        max_text_length: in WordPiece tokens, `[CLS]` and `[SEP]` included.
+        threshold: of the probability; 0.5 is the published program's argmax.
+    """
 
-        Raises:
-            ValueError: a tokenizer with more words than the config's BERT.
-        """
-        if len(tokenizer) > config.text_config.vocab_size:
-            raise ValueError(
-                f"The tokenizer has {len(tokenizer)} words, but text_config has vocab_size={config.text_config.vocab_size}."
-            )
-        image_processor = RisImageProcessor(geometry="squash", image_size=config.image_size)
-        return cls(image_processor, tokenizer, max_text_length=config.max_text_length)
+    keeps_end_token = False  # as published: a long expression loses its `[SEP]`
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        """As the published program: a long expression is cut to its first tokens and so loses its `[SEP]`."""
-        return super()._tokenize(texts)
+    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 20, threshold: float = 0.5):
+        if image_processor is None:
+            image_processor = RisImageProcessor(geometry="squash", image_size=480)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold)
 
 
 LavtProcessor.register_for_auto_class("AutoProcessor")

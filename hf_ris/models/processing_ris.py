@@ -211,6 +211,7 @@ class RisProcessor(ProcessorMixin):
     """
 
     interpolation = "bilinear"  # from the model's resolution to the original size, on probabilities
+    keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
 
     def __init__(self, image_processor, tokenizer, max_text_length: int = 20, threshold: float = 0.5):
         super().__init__(image_processor, tokenizer)
@@ -254,15 +255,18 @@ class RisProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             texts,
             padding=True,
-            truncation=True,
-            max_length=self.max_text_length,
+            truncation=self.keeps_end_token,
+            max_length=self.max_text_length if self.keeps_end_token else None,
             return_tensors="pt",
             return_token_type_ids=False,
+            return_special_tokens_mask=True,
+            verbose=False,
         )
-        empty = (encoded["attention_mask"].sum(1) == 0).nonzero().flatten().tolist()
+        words = encoded["attention_mask"] * (1 - encoded.pop("special_tokens_mask"))
+        empty = (words.sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"Expression {empty[0]} ({texts[empty[0]][:40]!r}) holds no word; write what to segment.")
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        return {name: encoded[name][:, : self.max_text_length] for name in ("input_ids", "attention_mask")}
 
     def _labels(self, images: list[Image.Image], texts: list[list[str]], masks, canvas: tuple[int, int]) -> Tensor:
         nested = _nest(masks, len(images), "masks")
