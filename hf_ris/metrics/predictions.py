@@ -1,0 +1,147 @@
+"""The predictions file: JSONL, one line per expression, everything the evaluator wants to know without a model.
+
+  expression_id, image_id, ref_id   int
+  object_ids                        list of int, the targets (empty: the expression has none)
+  text, category                    string; category of the target, "" if unknown
+  height, width                     int, the size of the image
+  same_class_distractors            int, other objects of the target's class in the image; null if unknown
+  prediction, target                RLE at the image's size: {"size": [height, width], "counts": string}
+and, if known,
+  target_parts                      list of RLE, the polygons of the target one by one
+  prediction_480                    RLE of size [480, 480], what a model that works at 480x480 gives there
+  threshold                         float, the probability above which a pixel was put into `prediction`
+  score                             float, the model's confidence
+  hit                               bool, whether the maximum of the model's heatmap lies in the target
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ris.data.schema import check_rle, encode_mask
+
+
+_NUMBER = (int, float)
+_COUNT_OR_NULL = (int, type(None))
+_FIELDS = {
+    "expression_id": int,
+    "image_id": int,
+    "ref_id": int,
+    "object_ids": list,
+    "text": str,
+    "height": int,
+    "width": int,
+    "category": str,
+    "same_class_distractors": _COUNT_OR_NULL,
+    "prediction": dict,
+    "target": dict,
+}
+_OPTIONAL = {"target_parts": list, "prediction_480": dict, "threshold": _NUMBER, "score": _NUMBER, "hit": bool}
+_TYPE_NAMES = {
+    int: "an integer",
+    str: "a string",
+    list: "a list",
+    dict: 'an RLE {"size": [height, width], "counts": string}',
+    bool: "true or false",
+    _NUMBER: "a number",
+    _COUNT_OR_NULL: "an integer or null",
+}
+
+
+def prediction_line(
+    metadata: dict[str, Any],
+    prediction: np.ndarray,
+    target: np.ndarray,
+    *,
+    target_parts: Sequence[np.ndarray] | None = None,
+    prediction_480: np.ndarray | None = None,
+    threshold: float | None = None,
+    score: float | None = None,
+    hit: bool | None = None,
+) -> dict[str, Any]:
+    """One line of a predictions file as a dict for `json.dumps`.
+
+    metadata: as `evaluator.expression_metadata` gives it. prediction, target, target_parts: bool (H, W) at the image's
+    size; prediction_480: bool (480, 480).
+    """
+    line = {name: metadata[name] for name in _FIELDS if name not in ("prediction", "target")}
+    line |= {"prediction": encode_mask(prediction), "target": encode_mask(target)}
+    optional = {
+        "target_parts": None if target_parts is None else [encode_mask(part) for part in target_parts],
+        "prediction_480": None if prediction_480 is None else encode_mask(prediction_480),
+        "threshold": None if threshold is None else float(threshold),
+        "score": None if score is None else float(score),
+        "hit": None if hit is None else bool(hit),
+    }
+    return line | {name: value for name, value in optional.items() if value is not None}
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_mask(name: str, rle: Any, size: list[int]) -> None:
+    shaped = isinstance(rle, dict) and rle.keys() == {"size", "counts"} and isinstance(rle["counts"], str)
+    if not shaped:
+        raise ValueError(f"{name} is {_TYPE_NAMES[dict]}, but here it is {json.dumps(rle)[:60]}")
+    if rle["size"] != size:
+        raise ValueError(f"{name} has size {rle['size']}, but {size} is needed")
+    try:
+        check_rle(rle)
+    except ValueError as error:
+        raise ValueError(f"{name} is broken: {error}") from error
+
+
+def check_line(line: Any) -> None:
+    """ValueError with one sentence for the first thing in `line`, one parsed line, that breaks the format."""
+    if not isinstance(line, dict):
+        raise ValueError(f"a line is a JSON object, but this one is {json.dumps(line)[:60]}")
+    missing = [name for name in _FIELDS if name not in line]
+    if missing:
+        raise ValueError(f"the line lacks {', '.join(missing)}")
+    for name, value in line.items():
+        kind = _FIELDS.get(name) or _OPTIONAL.get(name)
+        if kind is None:
+            raise ValueError(f"there is no field {name!r}; the optional ones are {', '.join(_OPTIONAL)}")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name} is {_TYPE_NAMES[kind]}, but here it is {json.dumps(value)[:60]}")
+    if min(line["height"], line["width"]) < 1:
+        raise ValueError(f"height and width are at least 1, but here they are {line['height']} and {line['width']}")
+    if not all(map(_is_integer, line["object_ids"])):
+        raise ValueError(f"object_ids is a list of integers, but here it is {json.dumps(line['object_ids'])[:60]}")
+    if (line["same_class_distractors"] or 0) < 0:
+        raise ValueError(f"same_class_distractors is 0 or more, but here it is {line['same_class_distractors']}")
+    size = [line["height"], line["width"]]
+    _check_mask("prediction", line["prediction"], size)
+    _check_mask("target", line["target"], size)
+    for index, part in enumerate(line.get("target_parts", [])):
+        _check_mask(f"target_parts[{index}]", part, size)
+    if "prediction_480" in line:
+        _check_mask("prediction_480", line["prediction_480"], [480, 480])
+
+
+def read_predictions(path: str | Path) -> list[dict[str, Any]]:
+    """The checked lines of a predictions file; ValueError names file, line and what is wrong with it."""
+    lines, numbers = [], {}
+    with open(path, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                line = json.loads(text)
+                check_line(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            identity = line["expression_id"]
+            if identity in numbers:
+                raise ValueError(f"{path}, line {number}: line {numbers[identity]} has expression_id {identity} too")
+            numbers[identity] = number
+            lines.append(line)
+    if not lines:
+        raise ValueError(f"{path} holds no predictions: a line per expression is needed")
+    return lines

@@ -1,0 +1,69 @@
+"""What an expression says, as pure functions of its text: location words, ordinals, negation, length.
+
+English word lists made for the wording of RefCOCO, RefCOCO+, RefCOCOg and RefScenes. They go by words, not by meaning:
+the "red top" of a woman counts as a location, the "back" she turns as well.
+"""
+
+import re
+
+
+def _words(*alternatives: str) -> re.Pattern:
+    return re.compile(rf"\b(?:{'|'.join(alternatives)})\b")
+
+
+_NUMBER = r"(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten)"
+_SIDE = r"(?:left|right|top|bottom|front|back|end|side)"
+# Words whose place sense is rare: a tank top, a second baseman, number 15 on a shirt.
+_CLOTHES = re.compile(r"\b(?:tank|crop|halter|tube) tops?\b")
+_BASEBALL = re.compile(r"\b(?:first|second|third|1st|2nd|3rd) base(?:man|men)?\b")
+
+_LOCATION = _words(
+    r"(?:left|right|top|bottom|upper|lower|front|rear|back|inner|outer|fore)(?:er|est|most)?",
+    r"(?:left|right)\s?hand|lft|righ?th?|leftie?st|topmost|uppermost|lowermost",
+    r"north\w*|south\w*|east(?:ern\w*)?|west(?:ern\w*)?",
+    r"middle|mid|center|centre|centered|central",
+    r"corners?|edges?|sides?|border|(?:at|on|by|near)(?: the)?(?: \w+)? end",
+    r"in ?front|up ?front|behind|background|backmost|foreground|forefront|distance|distant",
+    r"above|below|under|underneath|beneath|(?:high|low)(?:er|est)",
+    r"(?:be)?sides?|next to|nearby|near(?:er|est)?|close(?:r|st)?|far(?:ther|thest|est)?|further|furthest",
+    r"between|in ?between|among|amongst|across|opposite|adjacent|alongside|around|surrounded",
+    r"inside|outside|row|column|o ?'? ?clock",
+)
+_ORDINAL = _words(
+    r"first|second|third|fourth|forth|fifth|sixth|seventh|eighth|ninth|tenth|last|\d+(?:st|nd|rd|th)",
+    rf"{_NUMBER}(?: \w+)? (?:from|to|in from|over from) (?:the )?(?:far )?{_SIDE}",
+    r"number (?:one|two|three|four|five|six|seven|eight|nine|ten)",
+)
+_NEGATION = _words(
+    r"no|not|non|none|nothing|nobody|never|neither|nor|without|cannot|lacks|lacking",
+    r"(?:is|are|was|were|do|does|did|has|have|had|ca|could|wo|would|should|ai)n(?: ?' ?)?t",
+    r"(?:except|excluding|other than|rather than|instead of)",
+)
+
+
+def has_location_word(text: str) -> bool:
+    """Whether `text` says where: in the image ("left", "top"), in depth or relative to another thing ("next to")."""
+    return _LOCATION.search(_CLOTHES.sub(" ", text.lower())) is not None
+
+
+def has_ordinal(text: str) -> bool:
+    """Whether `text` counts to its target: "second", "3rd", "last", "two from the left", "number three"."""
+    return _ORDINAL.search(_BASEBALL.sub(" ", text.lower())) is not None
+
+
+def has_negation(text: str) -> bool:
+    """Whether `text` says what is not so: "not", "no", "without", "isn't", "except", "other than"."""
+    text = text.lower().replace("\u2019", "'").replace("w/o", "without")
+    return _NEGATION.search(text) is not None
+
+
+def word_count(text: str) -> int:
+    """Length of an expression in words, parted by white space."""
+    return len(text.split())
+
+
+def distractor_group(same_class_distractors: int) -> str:
+    """The group "0", "1-2" or "3+" of a number of other objects of the target's class in the image."""
+    if same_class_distractors < 0:
+        raise ValueError(f"same_class_distractors is {same_class_distractors}, but a count is 0 or more")
+    return "0" if same_class_distractors == 0 else "1-2" if same_class_distractors < 3 else "3+"
