@@ -29,12 +29,14 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.strides = [2**stage for stage in config.output_stages]
+        self.gradient_checkpointing = False  # transformers' `is_activation_checkpointing` reads it
 
     def timm_name(self) -> str:
         tag = self.config.pretrained_tag
         return f"{self.config.name}.{tag}" if tag else self.config.name
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.gradient_checkpointing = enable
         self.backbone.set_grad_checkpointing(enable)
 
 
