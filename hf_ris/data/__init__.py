@@ -1,4 +1,4 @@
-"""Data for referring segmentation: the schema, built-in scenes, loaders, transforms and the collator (knows no model)."""
+"""Data for referring segmentation: schema, built-in scenes, loaders, transforms and collator (knows no model)."""
 
 import importlib
 

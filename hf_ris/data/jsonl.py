@@ -1,4 +1,4 @@
-"""A user's own data: a folder of images and one JSONL per split (`train.jsonl`, `val.jsonl`, ...; the stem names the split).
+"""A user's own data: a folder of images and one JSONL per split (`train.jsonl`, `val.jsonl`: the stem names the split).
 
 Each line is one image with everything said of it:
 
@@ -11,14 +11,15 @@ or, in the short form, one expression about one object; the lines of an image be
 
     {"file_name": "images/7.jpg", "text": "the left dog", "mask": "masks/7_0.png"}
 
-A mask is a COCO RLE (compressed string, or a list of run lengths) or the path of an image file whose nonzero, not wholly
-transparent pixels are the object. Paths are relative to the folder and stay inside it. Masks and boxes refer to the image
-**as displayed**, that is after its EXIF orientation is applied, which is also how `datasets` decodes it; an RLE's size and a
-mask file's must equal that size. `"objects": []` in an expression says that nothing in the image fits it.
+A mask is a COCO RLE (compressed string, or a list of run lengths) or the path of an image file whose nonzero, not
+wholly transparent pixels are the object. Paths are relative to the folder and stay inside it, links followed. Masks and
+boxes refer to the image **as displayed**, that is after its EXIF orientation is applied, which is also how `datasets`
+decodes it; an RLE's size and a mask file's must equal that size (a mask file's own EXIF is not applied).
+`"objects": []` in an expression says that nothing in the image fits it.
 
-Optional: `image_id`, `category` and `bbox` [x, y, width, height] in pixels (else the mask's), `object_id`, `expression_id`,
-`ref_id`. Each kind of id is given everywhere in a file or nowhere; then it is numbered, with a `ref_id` for each distinct
-set of objects of an image. Unknown fields are errors, so that a misspelt one is not lost.
+Optional: `image_id`, `category`, `bbox` [x, y, width, height] in pixels (else the mask's), `object_id` (not in the
+short form), `expression_id`, `ref_id`. Each kind of id is given everywhere in a file or nowhere; then it is numbered,
+with a `ref_id` for each distinct set of objects of an image. Unknown fields are errors: no misspelt one is lost.
 """
 
 import json
@@ -44,10 +45,10 @@ _ROWS_PER_CHUNK = 1000
 
 
 def load_jsonl_folder(path: str | Path, split: str | None = None) -> Dataset | DatasetDict:
-    """The folder's one JSONL, or the one of `split`, as Dataset; several without `split` as DatasetDict (see the module).
+    """The folder's one JSONL, or the one of `split`, as Dataset; several without `split` as DatasetDict.
 
-    Image files are only opened for their size: the rows point at them. Raises ValueError with file and line number at the
-    first line that does not fit.
+    Image files are only opened for their size: the rows point at them. Raises ValueError with file and line number at
+    the first line that does not fit.
     """
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
@@ -133,14 +134,13 @@ class _Ids:
 
     def take(self, kind: str, entry: dict[str, Any], shared: bool = False) -> int | None:
         """The id of `kind` in `entry`; None if the file has none of them. Only a `shared` one may come twice."""
-        given = kind in entry
+        given, value = kind in entry, entry.get(kind)
+        if given and (not _is_int(value) or abs(value) >= 2**63):
+            raise ValueError(f'"{kind}" must be a whole number, not {_show(value)}')
         if self.given.setdefault(kind, given) != given:
             raise ValueError(f'"{kind}" must be given everywhere in the file or nowhere')
         if not given:
             return None
-        value = entry[kind]
-        if not _is_int(value) or abs(value) >= 2**63:
-            raise ValueError(f'"{kind}" must be a whole number, not {_show(value)}')
         seen = self.seen.setdefault(kind, set())
         if value in seen and not shared:
             raise ValueError(f'"{kind}" {value} is taken already: each must be unique in the file')

@@ -10,17 +10,16 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.distributed import split_dataset_by_node
 
 from .jsonl import load_jsonl_folder
+from .refscenes import NAMES, SPLITS, load_refscenes
 from .schema import FEATURES
 
 
 AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
-REFSCENES = ("refscenes", "refscenes_plus", "refscenes_g", "phrasescenes")
-REFSCENES_SPLITS = ("train", "val", "test", "test_compositional")
 _SHARD = re.compile(r"(?P<split>\w+?)(-\d{5}-of-\d{5}(-\w+)?)?\.parquet")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _WANTED = (
-    f"give a RefScenes name ({', '.join(REFSCENES)}), a folder made by save_to_disk or with Parquet shards "
+    f"give a RefScenes name ({', '.join(NAMES)}), a folder made by save_to_disk or with Parquet shards "
     "(train-00000-of-00001.parquet), a folder of images with JSONL files (train.jsonl), or a Hub id (user/name)"
 )
 
@@ -29,8 +28,8 @@ def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool 
     """A data set of `FEATURES` (further columns may follow), or without `split` a dict of all splits.
 
     Args:
-        name_or_path: tried in this order: a RefScenes name; a folder (made by `save_to_disk`; with Parquet shards in it or
-            in its `data/`; with JSONL files, see `jsonl.py`); a Hub id, downloaded by `datasets.load_dataset`.
+        name_or_path: tried in this order: a RefScenes name; a folder (made by `save_to_disk`; with Parquet shards in it
+            or in its `data/`; with JSONL files, see `jsonl.py`); a Hub id, downloaded by `datasets.load_dataset`.
         split: name of one split. A JSONL folder with one file is one split, returned as such without `split`.
         streaming: return iterable data sets; from the Hub and Parquet nothing is then downloaded or copied beforehand.
         kwargs: for RefScenes `size`, `image_size`; for the Hub those of `load_dataset` (`revision`, `token`, ...).
@@ -38,7 +37,7 @@ def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool 
     Raises ValueError with one sentence when the thing is not there or not of the schema.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if name in REFSCENES:
+    if name in NAMES:
         loaded = _load_refscenes(name, split, **kwargs)
     elif path.exists():
         if kwargs:
@@ -76,8 +75,8 @@ def check_columns(dataset: Dataset | IterableDataset, name: str = "the data set"
 def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int) -> Dataset | IterableDataset:
     """The part of process `rank` of `world_size`: parts do not overlap and together hold every row.
 
-    A map-style data set is cut into contiguous parts; of a streamed one each rank reads its own shards where their number
-    is a multiple of `world_size`, else every `world_size`-th row.
+    A map-style data set is cut into contiguous parts; of a streamed one each rank reads its own shards where their
+    number is a multiple of `world_size`, else every `world_size`-th row.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
@@ -85,11 +84,9 @@ def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int
 
 
 def _load_refscenes(name: str, split: str | None, **kwargs: Any) -> Dataset | DatasetDict:
-    from .refscenes import load_refscenes  # here, so that other data loads without the generator
-
     if split is not None:
         return load_refscenes(name, split, **kwargs)
-    return DatasetDict({split: load_refscenes(name, split, **kwargs) for split in REFSCENES_SPLITS})
+    return DatasetDict({split: load_refscenes(name, split, **kwargs) for split in SPLITS})
 
 
 def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:

@@ -28,7 +28,7 @@ _NO_SIDE = re.compile(
     r"(?<!\bthe )(?<!\bon )(?<!\bto )(?<!\bfar )(?<!\btop )(?<!\bbottom )(?<!\bupper )(?<!\blower )\b("
     r"right (now|away|here|there|next|besides?|behind|before|after|above|below|under|underneath|over|in|inside|outside"
     r"|on|onto|at|by|near|against|across|along|around|up|down|where|when|to|angles?|way)"
-    r"|left (over|alone|behind|out|in|on))\b|\b(all|just|is|are) right\b",
+    r"|left (over|alone|behind|out|in|on))\b|\b(all|just) right\b(?! of\b)",
     re.IGNORECASE,
 )
 _ORDINAL = re.compile(
