@@ -1,0 +1,125 @@
+"""From a recipe to data, tokenizer, model and processor. Knows no architecture by name: the Auto classes find each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+import hf_ris
+from hf_ris.data import TrainingRows, load
+from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.models.text_encoders import BiGru, word_tokenizer, word_tokenizer_from_corpus
+from train.recipe import DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
+
+
+def load_split(name: str, split: str, size: int | None = None, image_size: int | None = None) -> Dataset:
+    """The first `size` rows of a split (None: all); `image_size` is for RefScenes, which draws at any."""
+    if name in REFSCENES:
+        return load(name, split, size=size, **({} if image_size is None else {"image_size": image_size}))
+    if image_size is not None:
+        raise ValueError(f"data.image_size is for RefScenes ({', '.join(REFSCENES)}); {name} has its own images.")
+    rows = load(name, split)
+    return rows if size is None else rows.select(range(min(size, len(rows))))
+
+
+class References:
+    """A view of a data set: one row per referred object of an image, with the expressions of that object alone."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        table = dataset.select_columns(["expressions"]).with_format("arrow")[:]
+        of_rows = pc.struct_field(pc.list_flatten(table["expressions"]), "ref_id").to_pylist()
+        counts = pc.list_value_length(table["expressions"]).to_pylist()
+        self.keys, start = [], 0
+        for position, count in enumerate(counts):
+            self.keys += [(position, ref) for ref in dict.fromkeys(of_rows[start : start + count])]
+            start += count
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position, ref = self.keys[index]
+        row = self.dataset[position]
+        return {**row, "expressions": [said for said in row["expressions"] if said["ref_id"] == ref]}
+
+
+class ReferenceRows(TrainingRows):
+    """`TrainingRows` over `References`, each of which has an expression by construction: nothing to read beforehand."""
+
+    def __init__(self, dataset: Dataset, max_expressions: int | None, seed: int, augment: list[str]):
+        super().__init__(dataset, max_expressions, seed, augment)
+        self.dataset = References(dataset)
+        self.positions = range(len(self.dataset))
+
+
+def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows]:
+    """The training split as it is stored, and its rows by key (epoch, index), sampled and augmented."""
+    dataset = load_split(recipe.name, recipe.split, recipe.size, recipe.image_size)
+    kind = ReferenceRows if recipe.unit == "reference" else TrainingRows
+    return dataset, kind(dataset, recipe.max_expressions, seed, recipe.augment)
+
+
+def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
+    """The recipe's tokenizer; `dataset` is the corpus of a `corpus` vocabulary."""
+    if recipe.tokenizer == "pretrained":
+        return AutoTokenizer.from_pretrained(recipe.path)
+    if recipe.tokenizer == "vocabulary":
+        return word_tokenizer(Path(recipe.path).read_text(encoding="utf-8").split())
+    return word_tokenizer_from_corpus(_texts(dataset), recipe.min_count)
+
+
+def _texts(dataset: Dataset) -> Iterator[str]:
+    table = dataset.select_columns(["expressions"]).with_format("arrow")[:]
+    return iter(pc.struct_field(pc.list_flatten(table["expressions"]), "text").to_pylist())
+
+
+def build_config(recipe: Recipe, words: int):
+    """The architecture's config; its vocabulary is the tokenizer's `words` unless the recipe says otherwise."""
+    if recipe.architecture not in hf_ris.ARCHITECTURES:
+        known = ", ".join(hf_ris.ARCHITECTURES)
+        raise ValueError(f"There is no architecture {recipe.architecture!r}; there are {known}.")
+    fields = dict(recipe.model)
+    defaults = AutoConfig.for_model(recipe.architecture)
+    if "vocab_size" in defaults.to_dict():
+        fields.setdefault("vocab_size", words)
+    else:
+        fields["text_config"] = {"vocab_size": words} | fields.get("text_config", {})
+    return AutoConfig.for_model(recipe.architecture, **fields)
+
+
+def build_model(recipe: Recipe, dataset: Dataset):
+    """(model, processor) as `initialize` says: random, with the encoders' public weights, or a whole checkpoint."""
+    source = recipe.initialize.weights
+    if source not in ("scratch", "encoders"):
+        processor = AutoProcessor.from_pretrained(source)
+        model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
+        if model.config.model_type != recipe.architecture:
+            raise ValueError(f"{source} holds a {model.config.model_type}; the recipe is for {recipe.architecture}.")
+    else:
+        tokenizer = build_tokenizer(recipe.processor, dataset)
+        config = build_config(recipe, len(tokenizer))
+        kind = MODEL_FOR_IMAGE_SEGMENTATION_MAPPING[type(config)]
+        model = kind.from_pretrained_encoders(config) if source == "encoders" else kind(config)
+        processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
+        _load_glove(model, processor, recipe.initialize)
+    if recipe.processor.threshold is not None:
+        processor.threshold = recipe.processor.threshold
+    return model, processor
+
+
+def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:
+    if recipe.glove is None:
+        return
+    encoders = [module for module in model.modules() if isinstance(module, BiGru)]
+    if not encoders:
+        raise ValueError(f"initialize.glove is for architectures with a Bi-GRU; {type(model).__name__} has none.")
+    for encoder in encoders:
+        found = encoder.load_glove(recipe.glove, processor.tokenizer)
+        print(f"{recipe.glove}: vectors for {found} of {len(processor.tokenizer)} words")

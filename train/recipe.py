@@ -1,0 +1,265 @@
+"""A recipe: all that decides a training run, as one strict YAML file plus `nested.key=value` overrides.
+
+Unknown keys and wrong types raise a ValueError that names the key and what it takes. `model` alone is free: it holds
+fields of the architecture's config, which checks them itself.
+"""
+
+import dataclasses
+import re
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+@dataclass(kw_only=True)
+class ProcessorRecipe:
+    """How text becomes ids. Ignored when `initialize.weights` is a checkpoint, which brings its processor.
+
+    tokenizer: `corpus` builds a word vocabulary from the training expressions; `vocabulary` reads one from `path`, a
+        word a line; `pretrained` loads `path`, a name on the Hub or a folder.
+    min_count: words seen less often in the corpus become [UNK].
+    threshold: of the probability; None is the architecture's own.
+    """
+
+    tokenizer: Literal["corpus", "vocabulary", "pretrained"] = "corpus"
+    path: str | None = None
+    min_count: int = 1
+    threshold: float | None = None
+
+
+@dataclass(kw_only=True)
+class InitializeRecipe:
+    """Where the weights come from.
+
+    weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
+        checkpoint, whose config the recipe's `model` fields then override.
+    glove: a GloVe text file for the word embedding of a Bi-GRU.
+    """
+
+    weights: str = "scratch"
+    glove: str | None = None
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """What is read.
+
+    name: a RefScenes flavour, a folder (prepared, or images and JSONL) or a Hub id. size, validation_size: images
+        taken; None is all. image_size: side of RefScenes images.
+    unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
+        every `reference` (an image with the expressions of one referred object), as the papers count.
+    augment: of "flip" and "color".
+    """
+
+    name: str = "refscenes"
+    split: str = "train"
+    size: int | None = None
+    validation_split: str = "val"
+    validation_size: int | None = None
+    image_size: int | None = None
+    unit: Literal["image", "reference"] = "image"
+    max_expressions: int | None = None
+    augment: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Rule:
+    """Settings of the parameters in whose name the regular expression `pattern` is found; later rules override.
+
+    lr_scale: factor of the learning rate. weight_decay: instead of the optimizer's. freeze: not trained. eval_mode:
+        modules whose parameters are all frozen with it also stay in eval mode (dropout off, batch statistics fixed).
+    """
+
+    pattern: str
+    lr_scale: float | None = None
+    weight_decay: float | None = None
+    freeze: bool | None = None
+    eval_mode: bool | None = None
+
+
+@dataclass(kw_only=True)
+class OptimizerRecipe:
+    name: Literal["adam", "adamw"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    rules: list[Rule] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class ScheduleRecipe:
+    """Factor of the learning rate by optimizer step, after `warmup_steps` of linear rise.
+
+    poly: (1 - progress)^power. cosine: half a wave down to `floor`. step: times `gamma` at each of the `milestones`
+    (epochs). constant: 1.
+    """
+
+    name: Literal["constant", "poly", "step", "cosine"] = "constant"
+    warmup_steps: int = 0
+    power: float = 0.9
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    floor: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TrainingRecipe:
+    """The loop.
+
+    epochs or max_steps: exactly one; steps are the optimizer's. batch_size: units (`data.unit`) an optimizer step sees,
+    over all processes and `accumulation` pieces together, so that the number of processes changes nothing but speed.
+    clip_norm: of the gradient, 0 is no clipping. ema_decay: 0 is off; else averaged weights are evaluated and saved.
+    workers: processes that load data for each training process. *_every: in steps; 0 is only at the end.
+    keep_checkpoints: how many of the newest are kept for resuming.
+    """
+
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulation: int = 1
+    clip_norm: float = 0.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    gradient_checkpointing: bool = False
+    sync_batch_norm: bool = False
+    seed: int = 0
+    ema_decay: float = 0.0
+    workers: int = 0
+    log_every: int = 10
+    evaluate_every: int = 0
+    save_every: int = 0
+    keep_checkpoints: int = 2
+
+
+@dataclass(kw_only=True)
+class EvaluationRecipe:
+    """Of the validation split, during training. batch_size: images; max_expressions: of one image at a time."""
+
+    protocol: str = "original"
+    batch_size: int = 16
+    max_expressions: int | None = 32
+
+
+@dataclass(kw_only=True)
+class TrackingRecipe:
+    name: Literal["none", "tensorboard", "trackio"] = "none"
+    project: str = "hf_ris"
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """architecture: a model type, as `lts`. model: fields of its config. output_dir: None: outputs/<arch>-<recipe>."""
+
+    architecture: str
+    output_dir: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    processor: ProcessorRecipe = field(default_factory=ProcessorRecipe)
+    initialize: InitializeRecipe = field(default_factory=InitializeRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    tracking: TrackingRecipe = field(default_factory=TrackingRecipe)
+
+    def __post_init__(self):
+        training = self.training
+        if (training.epochs is None) == (training.max_steps is None):
+            raise ValueError("training takes either epochs or max_steps; give exactly one (the other is null).")
+        for name in ("batch_size", "accumulation", "log_every", "keep_checkpoints"):
+            if getattr(training, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(training, name)}.")
+        if len(self.optimizer.betas) != 2:
+            raise ValueError(f"optimizer.betas takes two numbers, got {self.optimizer.betas}.")
+        if self.schedule.name == "step" and not self.schedule.milestones:
+            raise ValueError("schedule.milestones must list the epochs of the steps, got none.")
+        if self.processor.tokenizer != "corpus" and self.processor.path is None:
+            raise ValueError(f"processor.path must say which {self.processor.tokenizer} to read.")
+        for rule in self.optimizer.rules:
+            if rule.eval_mode and not rule.freeze:
+                raise ValueError(f"optimizer.rules {rule.pattern!r}: eval_mode needs freeze: true.")
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with `nested.key=value` overrides; values are YAML (`[1, 2]`, `null`, `1e-3`)."""
+    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} is not a recipe: its top level must be keys such as architecture and training.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r} is not an override; write nested.key=value, as training.seed=1.")
+        _set(tree, key, yaml.safe_load(value))
+    # the two exclude each other: to ask for one on the command line is to drop the file's other
+    asked = {override.partition("=")[0] for override in overrides}
+    for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
+        if f"training.{one}" in asked and f"training.{other}" not in asked:
+            tree["training"].pop(other, None)
+    return _convert(tree, Recipe, "")
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        tree = tree[int(part)] if isinstance(tree, list) else tree.setdefault(part, {})
+        if tree is None or not isinstance(tree, (dict, list)):
+            raise ValueError(f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {tree!r}, which holds no keys.")
+    if isinstance(tree, list):
+        tree[int(last)] = value
+    else:
+        tree[last] = value
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` from YAML as the annotated type `kind`; `where` is its dotted key, for messages."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and types.NoneType in get_args(kind):
+            return None
+        return _convert(value, next(arg for arg in get_args(kind) if arg is not types.NoneType), where)
+    if origin is Literal and value in get_args(kind):
+        return value
+    if origin is list and isinstance(value, list):
+        return [_convert(item, get_args(kind)[0], f"{where}.{index}") for index, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if kind is float:
+        # YAML 1.1 reads 5e-5 (without a point) as text
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
+            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} takes {_described(kind)}, got {value!r}.")
+
+
+def _build(kind: type, tree: Any, where: str) -> Any:
+    hints = get_type_hints(kind)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where} takes keys ({', '.join(hints)}), got {tree!r}.")
+    unknown = [key for key in tree if key not in hints]
+    if unknown:
+        raise ValueError(f"{where or 'The recipe'} has no key {unknown[0]!r}; it takes {', '.join(hints)}.")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is f.default_factory is dataclasses.MISSING and f.name not in tree
+    ]
+    if missing:
+        raise ValueError(f"{where or 'The recipe'} lacks {missing[0]!r}.")
+    prefix = f"{where}." if where else ""
+    return kind(**{key: _convert(value, hints[key], prefix + key) for key, value in tree.items()})
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return "a list"
+    return {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(kind, "keys")
