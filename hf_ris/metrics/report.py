@@ -348,11 +348,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default 0.95)")
     group.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resamples (default 0)")
     group.add_argument("--length-groups", type=int, default=4, help="groups by expression length (default 4)")
-    group.add_argument("--output", type=Path, metavar="FILE.json", help="write the whole report here")
+    group.add_argument("--result", type=Path, metavar="FILE.json", help="write the whole report here")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print, and with --output write, the report that the options of `add_arguments` ask for; returns it."""
+    """Print, and with --result write, the report that the options of `add_arguments` ask for; returns it."""
     report = evaluate_predictions(
         arguments.predictions,
         arguments.protocols,
@@ -363,7 +363,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         groups=arguments.length_groups,
     )
     print(format_report(report))
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.result is not None:
+        arguments.result.parent.mkdir(parents=True, exist_ok=True)
+        arguments.result.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return report
