@@ -28,9 +28,9 @@ class LavtConfig(RisConfig):
     text_config: BertConfig | dict | None = None
     text_pretrained: str = "bert-base-uncased"
     fusion_num_heads: list[int] | tuple[int, ...] = (1, 1, 1, 1)
-    fusion_dropout: float = 0.0
+    fusion_dropout: float | int = 0.0
     decoder_dim: int = 512
-    loss_weights: list[float] | tuple[float, ...] = (0.9, 1.1)
+    loss_weights: list[float | int] | tuple[float | int, ...] = (0.9, 1.1)
 
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
@@ -52,6 +52,8 @@ class LavtConfig(RisConfig):
             raise ValueError(
                 f"loss_weights takes two positive numbers, background and foreground, got {list(self.loss_weights)}."
             )
+        if self.decoder_dim < 1:
+            raise ValueError(f"decoder_dim must be at least 1, got {self.decoder_dim}.")
         if not 0 <= self.fusion_dropout < 1:
             raise ValueError(f"fusion_dropout must lie in [0, 1), got {self.fusion_dropout}.")
         if self.max_text_length > text.max_position_embeddings:

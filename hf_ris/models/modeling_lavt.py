@@ -49,7 +49,12 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 class PixelWordAttention(nn.Module):
-    """Each pixel gathers the words that matter to it (section 3.1, Eq. 1-5): instance norm on query and output only."""
+    """Each pixel gathers the words that matter to it (Eq. 1-5), instance-normalised at query and output only.
+
+    The output norm divides by the spread that an average of words has over the pixels, which can be small, so rounding
+    errors grow there. Two shifts that leave the result as it is keep them small: words are taken relative to their mean
+    (softmax and norm cancel it), and attention weights relative to their mean over the pixels (the norm cancels it).
+    """
 
     def __init__(self, dim: int, text_dim: int, num_heads: int):
         super().__init__()
@@ -63,11 +68,14 @@ class PixelWordAttention(nn.Module):
 
     def forward(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
         """visual (N, T, C), words (N, L, D), mask (N, L), 1 = word -> language features at every pixel, (N, T, C)."""
+        mask = attention_mask.to(words.dtype)[..., None]
+        words = words - (words * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         query = self._heads(instance_norm(self.query(visual)))
         key, value = self._heads(self.key(words)), self._heads(self.value(words))
-        visible = attention_mask.bool()[:, None, None, :]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=visual.shape[-1] ** -0.5)
-        return instance_norm(self.output(attended.transpose(1, 2).flatten(2)))
+        scores = query @ key.transpose(-1, -2) * visual.shape[-1] ** -0.5
+        weights = scores.masked_fill(attention_mask[:, None, None, :] == 0, -1e4).softmax(-1)
+        weights = weights - weights.mean(-2, keepdim=True)
+        return instance_norm(self.output((weights @ value).transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, positions, width)

@@ -1,0 +1,1 @@
+"""Official checkpoints to ours: `python -m hf_ris.conversion ARCHITECTURE CHECKPOINT OUT_DIR`."""

@@ -1,0 +1,86 @@
+"""What every conversion shares: reading a stranger's file without running it, and placing its tensors completely."""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class ConversionError(ValueError):
+    """A checkpoint or an override that does not fit; the message is one sentence for the user."""
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The dictionary in a `.safetensors` or PyTorch file, on the CPU.
+
+    A PyTorch file is a pickle, and a pickle can name any code to run. Only tensors, plain containers and
+    `argparse.Namespace` (which published training programs store) are built; anything else is refused, not run.
+
+    Raises:
+        ConversionError: a file that is missing, damaged, holds another object, or is not a dictionary.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"There is no checkpoint file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConversionError(
+            f"{path} is damaged, or holds something other than tensors, plain containers and argparse.Namespace; it was "
+            f"not run ({str(error).splitlines()[0]})."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ConversionError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} holds a {type(content).__name__}, not a dictionary of weights.")
+    return content
+
+
+def tensors_of(value, where: str) -> dict[str, Tensor]:
+    """`value` as a state dict. Raises ConversionError when it is something else."""
+    if not isinstance(value, dict) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise ConversionError(f"{where} is not a dictionary of tensors.")
+    return dict(value)
+
+
+def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict for `model` (which may be on the meta device) out of a foreign one.
+
+    Args:
+        source: the foreign state dict; a trailing axis of 1 is dropped where ours has one axis less (1x1 convolutions
+            over tokens are our linear layers).
+        names: our key -> foreign key, for every key of `model`.
+
+    Returns:
+        our state dict, and the foreign keys that found no place.
+
+    Raises:
+        ConversionError: naming, by their foreign names, tensors that are missing or of another shape.
+    """
+    missing, shapes, state = [], [], {}
+    for key, expected in model.state_dict().items():
+        foreign = names[key]
+        if foreign not in source:
+            missing.append(foreign)
+            continue
+        tensor = source[foreign]
+        if tensor.ndim == expected.ndim + 1 and tensor.shape[-1] == 1:
+            tensor = tensor.squeeze(-1)
+        if tensor.shape != expected.shape:
+            shapes.append(f"{foreign} is {list(source[foreign].shape)} instead of {list(expected.shape)}")
+        state[key] = tensor
+    problems = ([f"it lacks {_few(missing)}"] if missing else []) + ([f"{_few(shapes)}"] if shapes else [])
+    if problems:
+        raise ConversionError(f"The checkpoint does not fit the model: {'; '.join(problems)}.")
+    return state, sorted(source.keys() - set(names.values()))
+
+
+def _few(items: list[str], shown: int = 8) -> str:
+    return ", ".join(items[:shown]) + (f" and {len(items) - shown} more" if len(items) > shown else "")
