@@ -89,7 +89,7 @@ class MultiModalFusion(nn.Module):
 
     def forward(self, visual: tuple[Tensor, Tensor, Tensor], sentence: Tensor, image_index: Tensor) -> Tensor:
         """g(F_vi W_vi) of B images and f_text (N, C) of N expressions -> F_m3 (N, fusion_dim, H/8, W/8)."""
-        v1, v2, v3 = (level[image_index] for level in visual)
+        v1, v2, v3 = (level.index_select(0, image_index) for level in visual)  # unlike level[...], deterministic
         m1 = v1
         if self.text is not None:
             m1 = v1 * F.leaky_relu(self.text(sentence), LEAKY_SLOPE)[..., None, None]  # Eq. 5
