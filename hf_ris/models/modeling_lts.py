@@ -195,9 +195,11 @@ class AtrousSpatialPyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, h, w) -> (N, channels, h, w)."""
+        x = x.contiguous(memory_format=torch.channels_last)  # once, or every branch's convolution would do it again
         pooled = F.leaky_relu(self.pooled(x.mean((2, 3), keepdim=True)), LEAKY_SLOPE)
         maps = [branch(x) for branch in self.branches]
-        return self.project(torch.cat([*maps, pooled.expand_as(maps[0])], 1))
+        pooled = pooled.expand_as(maps[0]).contiguous(memory_format=torch.channels_last)
+        return self.project(torch.cat([*maps, pooled], 1))
 
 
 class SegmentationModule(nn.Module):
