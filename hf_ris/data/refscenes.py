@@ -20,6 +20,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -164,6 +165,21 @@ def _encode(owner: np.ndarray, count: int) -> list[dict[str, Any]]:
     return coco_mask.encode(np.asfortranarray(planes, dtype=np.uint8))
 
 
+def _look(items: list[Item], owner: np.ndarray, boxes: list[list[float]]) -> list[Seen]:
+    """What the 128-pixel picture shows of each object; boxes: x, y, width, height of its visible pixels."""
+    owners = owner.ravel()
+    rows, columns = np.divmod(np.arange(owners.size), FIELD)
+    areas = np.bincount(owners, minlength=len(items) + 1)[1:]
+    xs = (np.bincount(owners, columns, len(items) + 1)[1:] / areas + 0.5).tolist()
+    ys = (np.bincount(owners, rows, len(items) + 1)[1:] / areas + 0.5).tolist()
+    seen = []
+    for item, area, centroid, (x, y, width, height) in zip(items, areas.tolist(), zip(xs, ys), boxes, strict=True):
+        whole = sprite(item.look.category, item.side, item.tilt, item.flip).area
+        places = ((x + width / 2, y + height / 2), centroid)
+        seen.append(Seen(*item.look[:3], area, whole, places, width, height))
+    return seen
+
+
 class RefScenes:
     """Scenes by index: `RefScenes("refscenes", "train")[7]` is a row of the schema with a PIL RGB image.
 
@@ -194,11 +210,7 @@ class RefScenes:
         items, plan = lay_out(Stream(*key, "layout"), compositional, twins=16 if self.family == "phrases" else 5)
         encoded = _encode(plan, len(items))
         boxes = coco_mask.toBbox(encoded).tolist()
-        areas = coco_mask.area(encoded).tolist()
-        seen = [
-            Seen(item.look.category, item.look.colour, item.look.texture, area, *box)
-            for item, area, box in zip(items, areas, boxes, strict=True)
-        ]
+        seen = _look(items, plan, boxes)
         allowed = sum(1 << k for k, item in enumerate(items) if is_held_out(item.look) or not compositional)
         said = expressions(seen, self.name, allowed, Stream(*key, self.name))
 
@@ -236,8 +248,8 @@ class RefScenes:
         }
 
 
-def _rows(name: str, split: str, size: int, image_size: int, version: str) -> Iterator[dict[str, Any]]:
-    """Rows with PNG bytes. `version` is not read: it makes a changed generator a different cache."""
+def _rows(name: str, split: str, size: int, image_size: int) -> Iterator[dict[str, Any]]:
+    """Rows with PNG bytes."""
     scenes = RefScenes(name, split, image_size)
     for index in range(size):
         row = scenes[index]
@@ -258,9 +270,14 @@ def load_refscenes(
     size = SPLITS[split] if size is None else size
     if not isinstance(size, int) or not 1 <= size <= 10_000_000:
         raise ValueError(f"size is {size!r}, but a split holds 1 to 10,000,000 scenes (None for {SPLITS[split]})")
-    arguments = {"name": name, "split": split, "size": size, "image_size": image_size, "version": VERSION}
-    fingerprint = hashlib.sha256(repr(sorted(arguments.items())).encode()).hexdigest()[:16]
-    return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments, fingerprint=fingerprint)
+    arguments = {"name": name, "split": split, "size": size, "image_size": image_size}
+    # The generator's own source is part of the cache's name: a changed one never serves what an older one drew.
+    digest = hashlib.sha256(repr((VERSION, sorted(arguments.items()), FEATURES)).encode())
+    for source in sorted(Path(__file__).parent.glob("refscenes*.py")):
+        digest.update(source.read_bytes())
+    return datasets.Dataset.from_generator(
+        _rows, features=FEATURES, gen_kwargs=arguments, fingerprint=digest.hexdigest()[:16]
+    )
 
 
 def contact_sheet(name: str, split: str, columns: int = 4, rows: int = 3, zoom: int = 2) -> Image.Image:

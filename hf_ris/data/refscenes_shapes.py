@@ -196,7 +196,7 @@ def _fill(contours: list[list[tuple[int, int]]], height: int, width: int, cell: 
 
     An edge from (x0, y0) to (x1, y1) crosses row y at x = x0 + (y - y0)(x1 - x0) / (y1 - y0); cells right of it flip.
     """
-    flips = np.zeros((height, width + 1), np.int32)
+    flips = np.zeros((height, width + 1), np.uint8)
     half = cell // 2
     for contour in contours:
         for (x0, y0), (x1, y1) in zip(contour, contour[1:] + contour[:1], strict=True):
@@ -209,8 +209,8 @@ def _fill(contours: list[list[tuple[int, int]]], height: int, width: int, cell: 
             rise = y1 - y0
             cross = x0 * rise + (rows * cell + half - y0) * (x1 - x0) - half * rise
             columns = np.clip(-(-cross // (rise * cell)), 0, width)
-            flips[rows, columns] += 1
-    return (np.cumsum(flips[:, :width], axis=1) & 1).astype(bool)
+            flips[rows, columns] ^= 1
+    return np.bitwise_xor.accumulate(flips[:, :width], axis=1).view(bool)
 
 
 def _paint(category: str, scale: float, tilt: int) -> np.ndarray:
@@ -275,8 +275,10 @@ def sprite(category: str, side: float, tilt: int, flip: bool) -> Sprite:
             core &= np.roll(inside, step, axis) & np.roll(inside, -step, axis)
     painted[inside & ~core] = RIM
     height, width = painted.shape[0] // _SUPER, painted.shape[1] // _SUPER
-    blocks = painted.reshape(height, _SUPER, width, _SUPER)
-    weights = np.stack([(blocks == tone).sum((1, 3)) for tone in range(7)], -1).astype(np.float32)
+    pixel = np.arange(height * width).reshape(height, 1, width, 1)
+    tone_of = np.minimum(painted, 7).reshape(height, _SUPER, width, _SUPER)
+    counts = np.bincount((8 * pixel + tone_of).ravel(), minlength=8 * height * width)
+    weights = counts.reshape(height, width, 8)[..., :7].astype(np.float32)
     alpha = weights.sum(-1)
     mask = alpha >= _SUPER**2 / 2
     return Sprite(weights, alpha, mask, int(mask.sum()))

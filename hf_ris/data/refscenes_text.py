@@ -1,10 +1,10 @@
 """Referring expressions of RefScenes: what can be said of a scene, in words that are true of exactly their target.
 
 Each candidate is a claim over all objects with three answers (yes, no, too close to call), and is kept only if the
-answer is clear for every object. Sets of objects are bit masks. Lengths are pixels of a 128-pixel image; an object's
-place is the middle of the box around its visible pixels, its size the number of them.
+answer is clear for every object. Sets of objects are bit masks, lengths pixels of a 128-pixel image.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -59,7 +59,8 @@ _HALF = (0.42 * FIELD, 0.56 * FIELD)
 _CORNER = (0.30 * FIELD, 0.42 * FIELD)
 _MIDDLE = (0.13 * FIELD, 0.25 * FIELD)
 _CLEAR_SIZES = {"small": (0, 285), "medium": (309, 700), "large": (760, FIELD * FIELD)}
-_GAP = 8.0  # between the places of neighbours in an order
+_RELATION = (-9.0, 6.0)  # of the coordinate seen from the other object
+_GAP = 8.0  # between neighbours in an order
 
 
 def plural(noun: str) -> str:
@@ -81,31 +82,31 @@ def _vocabulary() -> tuple[str, ...]:
 VOCABULARY = _vocabulary()
 
 
+Point = tuple[float, float]
+
+
 class Seen(NamedTuple):
-    """What can be seen of an object: its look, its visible pixels and the box around them on the 128-pixel field."""
+    """What can be seen of an object: its look, its visible pixels, how many they were if nothing hid it, its place.
+
+    A place is clear if the middle of the box around the visible pixels and their centroid both say so; `places` holds
+    the two. width and height are the box's.
+    """
 
     category: str
     colour: str
     texture: str
     area: int
-    x: float
-    y: float
-    w: float
-    h: float
+    whole: int
+    places: tuple[Point, Point]
+    width: float
+    height: float
 
-    @property
-    def cx(self) -> float:
-        return self.x + self.w / 2
 
-    @property
-    def cy(self) -> float:
-        return self.y + self.h / 2
-
-    def along(self, side: str) -> float:
-        """How far the object lies from a side of the picture."""
-        if side in ("left", "top"):
-            return self.cx if side == "left" else self.cy
-        return FIELD - (self.cx if side == "right" else self.cy)
+def along(x: float, y: float, side: str) -> float:
+    """How far a point lies from a side of the picture."""
+    if side in ("left", "top"):
+        return x if side == "left" else y
+    return FIELD - (x if side == "right" else y)
 
 
 class Claim(NamedTuple):
@@ -148,7 +149,10 @@ class World:
             for name in ("category", "colour", "texture", "size"):
                 key = (name, self.value(k, name))
                 self.has[key] = self.has.get(key, 0) | 1 << k
+        # Tries ask the same things again and again.
         self._names: dict[int, list[tuple[Kind, float]]] = {}
+        self._likes: dict[tuple[int, Kind], Claim] = {}
+        self._wheres: dict[tuple[str, int], Claim] = {}
 
     def value(self, k: int, name: str) -> str:
         return self.sizes[k] if name == "size" else getattr(self.objects[k], name)
@@ -158,10 +162,12 @@ class World:
 
     def like(self, k: int, kind: Kind) -> Claim:
         """True of the objects that share these attributes with object k."""
-        claim = Claim(self.all, 0)
-        for name in kind:
-            claim &= self.attribute(name, self.value(k, name))
-        return claim
+        if (k, kind) not in self._likes:
+            claim = Claim(self.all, 0)
+            for name in kind:
+                claim &= self.attribute(name, self.value(k, name))
+            self._likes[k, kind] = claim
+        return self._likes[k, kind]
 
     def sayable(self, k: int, kind: Kind) -> bool:
         return "size" not in kind or bool(self.sizes[k])
@@ -198,55 +204,80 @@ class World:
 
     # --- places
 
-    def where(self, test: Callable[[Seen], float], bounds: tuple[float, float]) -> Claim:
-        """Yes where test(object) is below the first bound, no where it is above the second."""
+    def where(
+        self, name: str, test: Callable[[float, float], float], bounds: tuple[float, float], anchor: int = -1
+    ) -> Claim:
+        """Yes where test(x, y) is below the first bound, no where it is not below the second.
+
+        With an anchor, x and y are seen from that object. One name, one test.
+        """
+        if (name, anchor) in self._wheres:
+            return self._wheres[name, anchor]
         yes = maybe = 0
-        for k, o in enumerate(self.objects):
-            value = test(o)
-            if value < bounds[0]:
+        for k in range(self.n):
+            values = self._values(test, k, anchor)
+            if max(values) < bounds[0]:
                 yes |= 1 << k
-            elif value < bounds[1]:
+            elif min(values) < bounds[1]:
                 maybe |= 1 << k
-        return Claim(yes, maybe)
+        self._wheres[name, anchor] = Claim(yes, maybe)
+        return self._wheres[name, anchor]
+
+    def _values(self, test: Callable[[float, float], float], k: int, anchor: int) -> tuple[float, ...]:
+        origins = self.objects[anchor].places if anchor >= 0 else ((0.0, 0.0), (0.0, 0.0))
+        return tuple(test(x - u, y - v) for (x, y), (u, v) in zip(self.objects[k].places, origins, strict=True))
 
     def side(self, side: str) -> Claim:
-        return self.where(lambda o: o.along(side), _HALF)
+        return self.where(side, lambda x, y: along(x, y, side), _HALF)
+
+    def sides(self, k: int) -> list[str]:
+        """The sides of the picture that object k lies at, in the middle of it all of them."""
+        return [side for side in _SIDES if along(*self.objects[k].places[0], side) < _HALF[0]] or list(_SIDES)
 
     def corner(self, first: str, second: str) -> Claim:
-        return self.where(lambda o: max(o.along(first), o.along(second)), _CORNER)
+        return self.where(first + second, lambda x, y: max(along(x, y, first), along(x, y, second)), _CORNER)
 
     def middle(self) -> Claim:
-        return self.where(lambda o: max(abs(o.cx - FIELD / 2), abs(o.cy - FIELD / 2)), _MIDDLE)
+        return self.where("middle", lambda x, y: max(abs(x - FIELD / 2), abs(y - FIELD / 2)), _MIDDLE)
 
-    def order(self, head: Claim, key: Callable[[Seen], float]) -> list[tuple[float, int]]:
-        """(key, index) of the head's objects in order; empty if the head itself is not clear."""
+    def order(self, head: Claim, test: Callable[[float, float], float], depth: int, anchor: int = -1) -> list[int]:
+        """The head's objects by test(x, y), lowest first; empty unless the head and its first `depth` ranks are clear.
+
+        A rank is clear if whoever holds it comes well before all later ones.
+        """
         if head.maybe:
             return []
-        return sorted((key(o), k) for k, o in enumerate(self.objects) if head.yes >> k & 1)
+        ranked = sorted((self._values(test, k, anchor), k) for k in range(self.n) if head.yes >> k & 1)
+        for i in range(min(depth, len(ranked) - 1)):
+            for values, _ in ranked[i + 1 :]:
+                if any(b - a < _GAP for a, b in zip(ranked[i][0], values, strict=True)):
+                    return []
+        return [k for _, k in ranked]
 
     def beside(self, relation: str, head: Claim, anchor: int) -> Claim:
         """Objects of the head in this relation to the anchor object."""
-        a = self.objects[anchor]
         others = head.but_not(Claim(1 << anchor, 0))
         if relation in _SIDES:
             sign = 1 if relation in ("left", "top") else -1
-            if relation in ("left", "right"):
-                return others & self.where(lambda o: sign * (o.cx - a.cx), (-10, 6))
-            return others & self.where(lambda o: sign * (o.cy - a.cy), (-10, 6))
-        ranked = self.order(others, lambda o: ((o.cx - a.cx) ** 2 + (o.cy - a.cy) ** 2) ** 0.5)
-        if not ranked or len(ranked) > 1 and ranked[1][0] < max(1.25 * ranked[0][0], ranked[0][0] + _GAP):
-            return Claim(0, self.all)
-        nearest = self.objects[ranked[0][1]]
-        gap = max(abs(nearest.cx - a.cx) - (nearest.w + a.w) / 2, abs(nearest.cy - a.cy) - (nearest.h + a.h) / 2)
-        return Claim(0, self.all) if relation == "next" and gap > 10 else Claim(1 << ranked[0][1], 0)
+            axis = 0 if relation in ("left", "right") else 1
+            return others & self.where(relation, lambda *point: sign * point[axis], _RELATION, anchor)
+        unclear = Claim(0, self.all)
+        ranked = self.order(others, lambda x, y: math.sqrt(x * x + y * y), 1, anchor)
+        if not ranked:
+            return unclear
+        if relation == "next":
+            near, there = self.objects[ranked[0]], self.objects[anchor]
+            dx, dy = (abs(a - b) for a, b in zip(near.places[0], there.places[0], strict=True))
+            if max(dx - (near.width + there.width) / 2, dy - (near.height + there.height) / 2) > 10:
+                return unclear
+        return Claim(1 << ranked[0], 0)
 
     def plainly(self, relation: str, k: int, anchor: int) -> bool:
         """Whether one would naturally name this relation: mostly sideways for left, mostly upwards for above."""
-        dx = abs(self.objects[k].cx - self.objects[anchor].cx)
-        dy = abs(self.objects[k].cy - self.objects[anchor].cy)
+        (x, y), (u, v) = self.objects[k].places[0], self.objects[anchor].places[0]
         if relation in ("left", "right"):
-            return dy <= 1.2 * dx
-        return relation not in ("top", "bottom") or dx <= 1.2 * dy
+            return abs(y - v) <= 1.2 * abs(x - u)
+        return relation not in ("top", "bottom") or abs(x - u) <= 1.2 * abs(y - v)
 
     def names(self, k: int) -> list[tuple[Kind, float]]:
         """Ways to name object k by its look alone, with weights: short ones preferred, needless words seldom."""
@@ -314,12 +345,13 @@ def appearance(world: World, k: int) -> Sentence | None:
 
 def _size_superlative(world: World, k: int) -> Sentence | None:
     kind = world.rng.weighted(((("category",), 50), (("colour",), 20), (("category", "colour"), 15), ((), 15)))
-    ranked = world.order(world.like(k, kind), lambda o: o.area)
-    if len(ranked) < 2:
+    head, this = world.like(k, kind), world.objects[k]
+    others = [o for j, o in enumerate(world.objects) if head.yes >> j & 1 and j != k]
+    if head.maybe or not others:
         return None
-    if ranked[-1][1] == k and ranked[-1][0] > 1.35 * ranked[-2][0]:
+    if all(this.area > 1.35 * o.area and this.whole > 1.15 * o.whole for o in others):
         word = world.rng.pick(("biggest", "largest"))
-    elif ranked[0][1] == k and 1.35 * ranked[0][0] < ranked[1][0]:
+    elif all(1.35 * this.area < o.area and 1.15 * this.whole < o.whole for o in others):
         word = "smallest"
     else:
         return None
@@ -342,15 +374,15 @@ def location(world: World, k: int) -> Sentence | None:
     form = rng.weighted((("side", 32), ("corner", 14), ("middle", 12), ("furthest", 24), ("ordinal", 18)))
     if form == "furthest":
         side = rng.pick(_SIDES)
-        ranked = world.order(head, lambda o: o.along(side))
-        if len(ranked) < 2 or ranked[0][1] != k or ranked[1][0] - ranked[0][0] < _GAP:
+        ranked = world.order(head, lambda x, y: along(x, y, side), 1)
+        if len(ranked) < 2 or ranked[0] != k:
             return None
         return world.article(rng.pick(_FURTHEST[side]).format(world.noun_phrase(k, kind))), 1 << k
     if form == "ordinal":
         return _ordinal(world, k, kind, head)
     phrase = world.noun_phrase(k, kind)
     if form == "side":
-        side = rng.pick([s for s in _SIDES if world.objects[k].along(s) < _HALF[0]] or _SIDES)
+        side = rng.pick(world.sides(k))
         claim = head & world.side(side)
         short = {"top": rng.pick(("top", "upper")), "bottom": rng.pick(("bottom", "lower"))}.get(side, side)
         text = f"{short} {phrase}" if rng.chance(45) else f"{phrase} {_side_words(rng, side)}"
@@ -370,12 +402,10 @@ def location(world: World, k: int) -> Sentence | None:
 
 def _ordinal(world: World, k: int, kind: Kind, head: Claim) -> Sentence | None:
     side = world.rng.weighted((("left", 35), ("right", 35), ("top", 15), ("bottom", 15)))
-    ranked = world.order(head, lambda o: o.along(side))
-    place = next((i for i, (_, j) in enumerate(ranked) if j == k), len(_ORDINALS))
-    if len(ranked) < 2 or place >= len(_ORDINALS) or place == 0 and world.rng.chance(60):
-        return None
-    # Every step up to the target and the one after it must be clear, or people would count differently.
-    if any(ranked[i + 1][0] - ranked[i][0] < _GAP for i in range(min(place + 1, len(ranked) - 1))):
+    place = world.rng.weighted(((0, 14), (1, 50), (2, 26), (3, 10)))
+    # Every place up to the target's must be clear, or people would count differently.
+    ranked = world.order(head, lambda x, y: along(x, y, side), place + 1)
+    if len(ranked) < 2 or ranked[place : place + 1] != [k]:
         return None
     return world.article(f"{_ORDINALS[place]} {world.noun_phrase(k, kind)} from the {side}"), 1 << k
 
@@ -457,7 +487,7 @@ def _clause(world: World, k: int, kind: Kind, head: Claim) -> tuple[str, Claim] 
     frame = rng.pick(("picture", "image"))
     form = rng.weighted((("side", 60), ("corner", 25), ("middle", 15)))
     if form == "side":
-        side = rng.pick([s for s in _SIDES if world.objects[k].along(s) < _HALF[0]] or _SIDES)
+        side = rng.pick(world.sides(k))
         words = f"on the {side} side of" if side in ("left", "right") else f"at the {side} of"
         return f"{words} the {frame}", head & world.side(side)
     if form == "corner":
