@@ -14,7 +14,12 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 import hf_ris
 from hf_ris.data import TrainingRows, load
 from hf_ris.data.refscenes import NAMES as REFSCENES
-from hf_ris.models.text_encoders import BiGru, word_tokenizer, word_tokenizer_from_corpus
+from hf_ris.models.text_encoders import (
+    BiGru,
+    corpus_words,
+    word_tokenizer,
+    wordpiece_tokenizer,
+)
 from train.recipe import DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
 
 
@@ -67,12 +72,13 @@ def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows]:
 
 
 def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
-    """The recipe's tokenizer; `dataset` is the corpus of a `corpus` vocabulary."""
+    """The recipe's tokenizer; `dataset` is the corpus of a `corpus` or `wordpiece` vocabulary."""
     if recipe.tokenizer == "pretrained":
         return AutoTokenizer.from_pretrained(recipe.path)
     if recipe.tokenizer == "vocabulary":
         return word_tokenizer(Path(recipe.path).read_text(encoding="utf-8").split())
-    return word_tokenizer_from_corpus(_texts(dataset), recipe.min_count)
+    make = wordpiece_tokenizer if recipe.tokenizer == "wordpiece" else word_tokenizer
+    return make(corpus_words(_texts(dataset), recipe.min_count))
 
 
 def _texts(dataset: Dataset) -> Iterator[str]:

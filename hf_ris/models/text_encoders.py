@@ -26,11 +26,15 @@ def word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def word_tokenizer_from_corpus(texts: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
+def corpus_words(texts: Iterable[str], min_count: int = 1) -> list[str]:
     """The words of a corpus seen at least `min_count` times, most frequent first."""
     counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower()))
-    kept = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
-    return word_tokenizer(kept)
+    return sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+
+
+def word_tokenizer_from_corpus(texts: Iterable[str], min_count: int = 1) -> PreTrainedTokenizerFast:
+    """`word_tokenizer` over `corpus_words`."""
+    return word_tokenizer(corpus_words(texts, min_count))
 
 
 def wordpiece_tokenizer(vocabulary: Iterable[str]) -> BertTokenizer:
