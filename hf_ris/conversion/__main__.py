@@ -44,9 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--vocab", help="vocab.txt of the text encoder; default: from the cache or the Hub")
     args = parser.parse_args(arguments)
     try:
-        unplaced = CONVERTERS[args.architecture](
-            args.checkpoint, args.out_dir, read_overrides(args.config), args.vocab
-        )
+        unplaced = CONVERTERS[args.architecture](args.checkpoint, args.out_dir, read_overrides(args.config), args.vocab)
     except (ValueError, StrictDataclassError) as error:
         sys.exit(" ".join(str(error).split()))
     for key in unplaced:

@@ -33,8 +33,8 @@ def read_checkpoint(path: str | Path) -> dict:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} is damaged, or holds something other than tensors, plain containers and argparse.Namespace; it was "
-            f"not run ({str(error).splitlines()[0]})."
+            f"{path} is damaged, or holds something other than tensors, plain containers and argparse.Namespace; it "
+            f"was not run ({str(error).splitlines()[0]})."
         ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise ConversionError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error

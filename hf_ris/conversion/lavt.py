@@ -1,7 +1,7 @@
 """LAVT checkpoints of https://github.com/yz93/LAVT-RIS to ours.
 
-Two formats are known, both a dictionary with `model`: `lavt` keeps BERT in a second dictionary `bert_model`; `lavt_one` has
-it inside, under `text_encoder.`. A bare state dict (as in a `.safetensors` file) is read like the latter.
+Two formats are known, both a dictionary with `model`: `lavt` keeps BERT in a second dictionary `bert_model`; `lavt_one`
+has it inside, under `text_encoder.`. A bare state dict (as in a `.safetensors` file) is read like the latter.
 
 Widths, depths, window and Swin's heads follow from the shapes. What shapes cannot tell is taken from the overrides, or
 else from the paper: `image_size` 480, `max_text_length` 20, `fusion_num_heads` 1 each, BERT's heads 64 wide.

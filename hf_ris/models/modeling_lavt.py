@@ -5,8 +5,8 @@ CVPR 2022, https://arxiv.org/abs/2112.02244. Original repository: https://github
 holds no code of it: it is written from the paper and from measured facts about the published program, whose logits it
 reproduces with converted checkpoints (`python -m hf_ris.conversion lavt`).
 
-Words enter inside the image encoder (early fusion). Swin stage i gives V_i; the pixel-word attention module makes F_i of
-V_i and the words; the language gate S_i lets V_i + S_i * F_i pass to stage i + 1; the decoder reads F_1 ... F_4.
+Words enter inside the image encoder (early fusion). Swin stage i gives V_i; the pixel-word attention module makes F_i
+of V_i and the words; the language gate S_i lets V_i + S_i * F_i pass to stage i + 1; the decoder reads F_1 ... F_4.
 
 What depends on the image alone is the patch embedding and stage 1, and this `encode_image` runs once for each image,
 however many expressions it has. Everything from the first fusion on depends on the expression and is run for each.
@@ -22,7 +22,7 @@ Deviations and readings:
   effect; they are kept for parameter equality.
 - The paper trains with plain cross-entropy; the published program weighs it 0.9 / 1.1 (`loss_weights`). The released
   `lavt_one` weights are said to come from a Dice loss that was never published.
-- Which BERT layers are trained is the recipe's matter (the published program leaves out layers 10, 11 and the embeddings).
+- Which BERT layers are trained is the recipe's matter (the published program leaves out layers 10, 11 and embeddings).
 """
 
 from typing import ClassVar
