@@ -92,7 +92,13 @@ def test_check_rle_accepts_valid_and_refuses_what_pycocotools_would_misread():
             check_rle(rle)
             with pytest.raises(ValueError, match="sum to"):
                 check_rle({**rle, "size": [size[0] + 1, size[1]]})
-    for counts, message in (("", "not a string of COCO"), ("9é6", "not a string"), ("91", "sum to 10"), ("o", "not a")):
+    for counts, message in (
+        ("", "not a string of COCO"),
+        ("9é6", "not a string"),
+        ("91", "sum to 10"),
+        ("o", "not a"),
+        (":O7", "negative"),
+    ):
         with pytest.raises(ValueError, match=message):
             check_rle({"size": [4, 4], "counts": counts})
     with pytest.raises(ValueError, match="longer than any image"):
@@ -536,6 +542,8 @@ def test_training_rows_depend_on_seed_epoch_and_index_alone():
     assert fingerprint(plain) == fingerprint(data[0])
     with pytest.raises(ValueError, match="augment knows flip, color, not 'rotate'"):
         TrainingRows(data, augment=("rotate",))
+    with pytest.raises(ValueError, match="a streamed data set has no random access"):
+        TrainingRows(datasets.Dataset.from_list(data, features=FEATURES).to_iterable_dataset())
     with pytest.raises(ValueError, match="no row of the data set has an expression"):
         TrainingRows(data[2:3])
 
@@ -591,8 +599,8 @@ def test_collator_gives_labels_and_groups_targets():
 
 
 def test_collator_metadata():
-    texts = (("both", [1, 2]), ("the left cup", [0]), ("a giraffe", []))
-    both, left, none = RisCollator(fake_processor, metadata=True)([make_row(3, texts)])["metadata"]
+    texts = (("both", [1, 2]), ("the left cup", [0]), ("a giraffe", []), ("cups", [0, 1]))
+    both, left, none, cups = RisCollator(fake_processor, metadata=True)([make_row(3, texts)])["metadata"]
     assert both.pop("target") == encode_mask(block(3, 20) | block(12, 10))
     assert both == {
         "expression_id": 300,
@@ -606,6 +614,7 @@ def test_collator_metadata():
         "same_class_distractors": 1,
     }
     assert (left["object_ids"], left["category"], left["same_class_distractors"]) == ([30], "cup", 1)
+    assert (cups["object_ids"], cups["category"], cups["same_class_distractors"]) == ([30, 31], "cup", 0)
     assert (none["object_ids"], none["category"], none["same_class_distractors"]) == ([], "", 0)
     assert not decode_mask(none["target"]).any() and none["target"]["size"] == [HEIGHT, WIDTH]
 

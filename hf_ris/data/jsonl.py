@@ -33,7 +33,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
-from .schema import FEATURES, check_rle, decode_mask, encode_mask
+from .schema import FEATURES, check_rle, encode_mask
 
 
 _LINE_FIELDS = ("file_name", "objects", "expressions", "image_id")
@@ -245,17 +245,17 @@ class _Row:
     def mask(self, value: Any) -> dict[str, Any]:
         """RLE of a mask given as RLE or as file; it has the image's size and at least one pixel."""
         if isinstance(value, str) and value:
-            mask = self.mask_of_file(value)
+            rle = self.mask_of_file(value)
         elif isinstance(value, dict):
-            mask = self.mask_of_rle(value)
+            rle = self.mask_of_rle(value)
         else:
             forms = '{"size": [height, width], "counts": ...} or the path of a mask image'
             raise ValueError(f'"mask" must be a COCO RLE {forms}, not {_show(value)}')
-        if not mask.any():
+        if coco_mask.area(rle) == 0:
             raise ValueError("the mask holds no pixel of the object")
-        return encode_mask(mask)  # equal masks get equal strings: an RLE can be spelt in several ways
+        return rle
 
-    def mask_of_rle(self, value: dict[str, Any]) -> np.ndarray:
+    def mask_of_rle(self, value: dict[str, Any]) -> dict[str, Any]:
         _only(value, ("size", "counts"), "an RLE")
         size, counts = value.get("size"), value.get("counts")
         if not isinstance(size, list) or len(size) != 2 or not all(_is_int(side) for side in size):
@@ -263,14 +263,14 @@ class _Row:
         self.check_size(*size)
         if isinstance(counts, str):
             check_rle(value)
-            return decode_mask(value)
+            return value
         if not isinstance(counts, list) or not all(_is_int(run) and run >= 0 for run in counts):
             raise ValueError(f'"counts" of the RLE must be a string or a list of run lengths, not {_show(counts)}')
         if sum(counts) != size[0] * size[1]:
             raise ValueError(f"the runs of the RLE sum to {sum(counts)}, but its size {size} needs {size[0] * size[1]}")
-        return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F")
+        return encode_mask(np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F"))
 
-    def mask_of_file(self, name: str) -> np.ndarray:
+    def mask_of_file(self, name: str) -> dict[str, Any]:
         path = _inside(name, self.root)
         try:
             with Image.open(path) as image:
@@ -280,8 +280,8 @@ class _Row:
         except _IMAGE_ERRORS as error:
             raise ValueError(f"the mask {name} cannot be opened as an image: {error}") from error
         if has_alpha:
-            return (pixels[..., :-1] != 0).any(-1) & (pixels[..., -1] != 0)
-        return pixels != 0 if pixels.ndim == 2 else (pixels != 0).any(-1)
+            return encode_mask((pixels[..., :-1] != 0).any(-1) & (pixels[..., -1] != 0))
+        return encode_mask(pixels if pixels.ndim == 2 else (pixels != 0).any(-1))
 
     def check_size(self, height: int, width: int) -> None:
         if (height, width) != (self.fields["height"], self.fields["width"]):

@@ -111,7 +111,9 @@ def check_rle(rle: dict[str, Any]) -> None:
     runs -= np.where(codes[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    if runs.min() < 0 or runs.sum() != height * width:
+    if runs.min() < 0:
+        raise ValueError("the counts of the RLE hold a run of negative length")
+    if runs.sum() != height * width:
         raise ValueError(
             f"the runs of the RLE sum to {runs.sum()}, but its size {height} x {width} needs {height * width}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL import Image, ImageEnhance
 
 from .schema import mirror_rle
@@ -114,6 +114,8 @@ def sample_expressions(row: dict[str, Any], max_expressions: int, rng: random.Ra
 
 def expression_counts(dataset: Dataset | Sequence[dict[str, Any]]) -> list[int]:
     """Number of expressions of every row; of a `datasets.Dataset` without decoding an image."""
+    if isinstance(dataset, IterableDataset):
+        raise ValueError("a streamed data set has no random access: give its rows to the collator as they come")
     if isinstance(dataset, Dataset):
         table = dataset.select_columns(["expressions"]).with_format("arrow")[:]
         return pc.list_value_length(table["expressions"]).to_pylist()
