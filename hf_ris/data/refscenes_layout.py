@@ -103,19 +103,18 @@ def _distractor(rng: Stream, like: Look, compositional: bool, twins: int) -> Loo
 
 
 def _looks(rng: Stream, compositional: bool, twins: int) -> list[Look]:
-    """The looks of a scene in painting order; held-out pairs only, and at least two of them, if compositional."""
+    """The looks of a scene in painting order: at least two held-out pairs if compositional, otherwise none."""
     count = rng.weighted(_COUNTS)
     looks: list[Look] = []
     while len(looks) < count:
-        if not looks or compositional and len(looks) == 1:
+        if len(looks) < (2 if compositional else 1):
             look = _random_look(rng, compositional)
-            if compositional and not is_held_out(look):
-                continue
+            wanted = is_held_out(look) == compositional
         else:
             look = _distractor(rng, rng.pick(looks), compositional, twins)
-            if is_held_out(look) and not compositional:
-                continue
-        looks.append(look)
+            wanted = compositional or not is_held_out(look)
+        if wanted:
+            looks.append(look)
     # Mostly large before small, so that small objects lie on top of large ones and stay visible.
     return sorted(looks, key=lambda look: -SIZES.index(look.size) + (2 * rng.random() if rng.chance(20) else 0))
 

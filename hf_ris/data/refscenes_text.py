@@ -521,7 +521,7 @@ def sentence(world: World, k: int) -> Sentence | None:
     extra = rng.below(100)
     if extra < 30:
         second = _clause(world, k, kind, head)
-        if second is None or second[0] == first[0]:
+        if second is None or second[0].replace("image", "picture") == first[0].replace("image", "picture"):
             return None
         text, claim = f"{text} and {second[0]}", claim & second[1]
     elif extra < 38:
