@@ -220,7 +220,11 @@ class SegmentationModule(nn.Module):
 
 
 class LtsForReferringSegmentation(RisPreTrainedModel):
-    """LTS for N expressions over B images."""
+    """LTS for N expressions over B images.
+
+    `torch.export` takes any number of images and expressions but fixes the padded text length, over which it unrolls the
+    GRU; `torch.compile` breaks its graph there.
+    """
 
     config_class = LtsConfig
 
@@ -290,13 +294,13 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
             logits = prior[:, -1]
         else:
             logits = self.mask(fused)[:, 0]
-        output = RisOutput(logits=logits, prior_logits=prior)
+        losses = loss = None
         if labels is not None:
-            output.losses = self.losses(logits, prior, labels)
-            output.loss = output.losses["segmentation"]
-            if "location" in output.losses:
-                output.loss = output.loss + self.config.locating_loss_weight * output.losses["location"]
-        return output
+            losses = self.losses(logits, prior, labels)
+            loss = losses["segmentation"]
+            if "location" in losses:
+                loss = loss + self.config.locating_loss_weight * losses["location"]
+        return RisOutput(loss=loss, losses=losses, logits=logits, prior_logits=prior)
 
     def losses(self, logits: Tensor, prior: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """L_seg (Eq. 11) and, if it has a weight, L_loc (Eq. 12), the mean over the n response maps."""
