@@ -1,0 +1,38 @@
+"""Fixtures that several files share."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for `train` and `space`, which are scripts and not installed
+
+from hf_ris.data.refscenes import VOCABULARY  # noqa: E402
+from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer  # noqa: E402
+
+
+def build_tiny(name: str):
+    """The model and processor of an architecture's `refscenes` recipe, seeded and untrained, in eval mode."""
+    from transformers import AutoModelForImageSegmentation
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    from train.build import build_config
+    from train.recipe import load_recipe
+
+    recipe = load_recipe(ROOT / "train" / "recipes" / name / "refscenes.yaml")
+    tokenizer = (wordpiece_tokenizer if recipe.processor.tokenizer == "wordpiece" else word_tokenizer)(VOCABULARY)
+    torch.manual_seed(0)
+    config = build_config(recipe, len(tokenizer))
+    model = AutoModelForImageSegmentation.from_config(config).eval()
+    return model, PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_trio():
+    """`tiny_trio(name)` -> (model, processor), one for all tests that leave it as it is; `fresh=True` is one's own."""
+    shared = cache(build_tiny)
+    return lambda name, fresh=False: build_tiny(name) if fresh else shared(name)
