@@ -315,9 +315,10 @@ def test_no_target_under_rela():
     evaluator = Evaluator(["rela"])
     evaluator.add(strip(0, 0), strip(0, 0), metadata(1, objects=[]))
     evaluator.add(strip(0, 5), strip(0, 5), metadata(2))
-    evaluator.add(strip(0, 5), strip(0, 0), metadata(3, objects=[]))
+    evaluator.add(strip(0, 5), strip(0, 0), metadata(3, objects=[]), hit=False)  # nothing to hit, so it does not count
     got = evaluator.compute("rela")
     assert got["mIoU"] == pytest.approx(2 / 3) and got["oIoU"] == 0.5 and got["Pr@0.7"] == 1 and got["N-acc"] == 0.5
+    assert "localization" not in got
 
 
 def test_evaluator_cuts_probabilities_and_finds_hits():
@@ -375,6 +376,9 @@ def test_expression_metadata():
     assert (both["object_ids"], both["same_class_distractors"], both["category"]) == ([4, 6], 1, "cup")
     assert two["object_expressions"] == both["object_expressions"] == 2
     assert (none["object_ids"], none["same_class_distractors"]) == ([], None)
+    for entry in row["objects"]:
+        entry["category"] = ""
+    assert expression_metadata(row, row["expressions"][0])["same_class_distractors"] is None  # unknown, not three
 
 
 # ---------------------------------------------------------------- slices
@@ -386,7 +390,8 @@ def test_expression_metadata():
         (
             has_location_word,
             "left cup;the rightmost dog;second from left;bottom row;cup next to the dog;closest bus;in the background;"
-            "person behind the bench;cup at 3 o clock;upper one;furthest boat;woman in front;dog at the end",
+            "person behind the bench;cup at 3 o clock;upper one;cup over the red dog;"
+            "furthest boat;woman in front;dog at the end",
         ),
         (
             has_ordinal,
@@ -410,7 +415,7 @@ def test_slices_find_what_they_name(says, texts):
         (has_location_word, "red cup;big striped dog;woman in a tank top;leftover pizza;brown elephant;man standing"),
         (
             has_ordinal,
-            "red cup;bench with no one on it;player with number 15;second baseman;two dogs;one from the shop",
+            "red cup;bench with no one on it;player with number 15;second baseman;two dogs;one nearest to the left",
         ),
         (has_negation, "notebook;plant;northern dog;elephant;knot;nose;giant cat;another cup;front of a restaurant"),
     ],

@@ -24,14 +24,14 @@ _LOCATION = _words(
     r"middle|mid|center|centre|centered|central",
     r"corners?|edges?|sides?|border|(?:at|on|by|near)(?: the)?(?: \w+)? end",
     r"in ?front|up ?front|behind|background|backmost|foreground|forefront|distance|distant",
-    r"above|below|under|underneath|beneath|(?:high|low)(?:er|est)",
+    r"above|over (?:the|an?)|below|under|underneath|beneath|(?:high|low)(?:er|est)",
     r"(?:be)?sides?|next to|nearby|near(?:er|est)?|close(?:r|st)?|far(?:ther|thest|est)?|further|furthest",
     r"between|in ?between|among|amongst|across|opposite|adjacent|alongside|around|surrounded",
     r"inside|outside|row|column|o ?'? ?clock",
 )
 _ORDINAL = _words(
     r"first|second|third|fourth|forth|fifth|sixth|seventh|eighth|ninth|tenth|last|\d+(?:st|nd|rd|th)",
-    rf"{_NUMBER}(?: \w+)? (?:from|to|in from|over from) (?:the )?(?:far )?{_SIDE}",
+    rf"{_NUMBER}(?: \w+)? (?:in |over )?from (?:the )?(?:far )?{_SIDE}",
     r"number (?:one|two|three|four|five|six|seven|eight|nine|ten)",
 )
 _NEGATION = _words(
