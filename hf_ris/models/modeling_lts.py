@@ -222,8 +222,8 @@ class SegmentationModule(nn.Module):
 class LtsForReferringSegmentation(RisPreTrainedModel):
     """LTS for N expressions over B images.
 
-    `torch.export` takes any number of images and expressions but fixes the padded text length, over which it unrolls the
-    GRU; `torch.compile` breaks its graph there.
+    `torch.export` takes any number of images and expressions but fixes the padded text length, over which it unrolls
+    the GRU; `torch.compile` breaks its graph there.
     """
 
     config_class = LtsConfig
