@@ -477,14 +477,14 @@ def test_mirrored_texts(text, mirrored):
 
 def test_mirrored_texts_of_scenes_are_true_of_the_mirrored_scene():
     scenes, swapped = RefScenes("refscenes_g", "val"), 0
-    for row in (scenes[number] for number in range(12)):
+    for row in (scenes[number] for number in range(6)):
         things = look(np.asarray(row["image"]), [decode_mask(entry["mask"]) for entry in row["objects"]])
         mirrored = [thing._replace(x=row["width"] - 1 - thing.x) for thing in things]
         for said in row["expressions"]:
             text = mirror_text(said["text"])
             swapped += text != said["text"]
             assert true_of(text, mirrored) == set(said["object_indices"]), text
-    assert swapped > 20
+    assert swapped > 10
 
 
 def test_flip_moves_image_masks_and_boxes_together():
