@@ -2,12 +2,18 @@
 
 import argparse
 import pickle
+import re
+import struct
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+# What reading a file with flipped bytes was seen to raise: a pickle's misread instructions fail in any of these ways.
+_DAMAGE = (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, struct.error)
 
 
 class ConversionError(ValueError):
@@ -32,12 +38,14 @@ def read_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = f" ({named[1]})" if named else ""
         raise ConversionError(
-            f"{path} is damaged, or holds something other than tensors, plain containers and argparse.Namespace; it "
-            f"was not run ({str(error).splitlines()[0]})."
+            f"{path} is damaged, or holds more than tensors, plain containers and argparse.Namespace{found}; "
+            "it was not run."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ConversionError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+    except _DAMAGE as error:
+        raise ConversionError(f"{path} is damaged, or no checkpoint at all ({type(error).__name__}).") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path} holds a {type(content).__name__}, not a dictionary of weights.")
     return content

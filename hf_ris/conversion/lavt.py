@@ -189,8 +189,7 @@ def convert(
         skeleton = LavtForReferringSegmentation(config)
     ours, unplaced = gather(state, {key: official_name(key) for key in skeleton.state_dict()}, skeleton)
     tokenizer = read_tokenizer(vocabulary, config)
-    model = LavtForReferringSegmentation(config)
-    model.load_state_dict(ours)
+    model = LavtForReferringSegmentation.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
     model.save_pretrained(out_dir)
     LavtProcessor.from_config(config, tokenizer).save_pretrained(out_dir)
     return unplaced

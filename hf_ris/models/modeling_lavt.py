@@ -197,7 +197,7 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D)."""
-        return self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.text_encoder(input_ids, attention_mask, use_cache=False).last_hidden_state
 
     def fuse(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """V_1 (N, h, w, C_1), words (N, L, D), mask (N, L) -> normalised F_1 ... F_4, each (N, C_i, h_i, w_i)."""

@@ -1,0 +1,296 @@
+"""Official checkpoints become models with the same logits; files that do not fit, or would run code, are refused."""
+
+import argparse
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from golden import SHARED, golden
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageSegmentation, AutoProcessor
+
+from hf_ris import LavtConfig, LavtForReferringSegmentation
+from hf_ris.conversion.__main__ import main
+from hf_ris.conversion.checkpoint import ConversionError, gather, read_checkpoint
+from hf_ris.conversion.lavt import build_config, official_name, official_state
+
+
+GOLDEN = SHARED / "golden"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{index}" for index in range(55))]
+OVERRIDES = {
+    "image_size": 64,
+    "max_text_length": 7,
+    "fusion_num_heads": [1, 2, 1, 2],
+    "text_config": {"num_attention_heads": 2},
+}
+
+
+def tiny_model() -> LavtForReferringSegmentation:
+    torch.manual_seed(0)
+    arguments = {"embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 3, "mlp_ratio": 2.0}
+    text = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
+    config = LavtConfig(
+        vision_config={"arguments": arguments},
+        text_config=text | {"max_position_embeddings": 20} | OVERRIDES["text_config"],
+        decoder_dim=12,
+        **{name: value for name, value in OVERRIDES.items() if name != "text_config"},
+    )
+    return LavtForReferringSegmentation(config).eval()
+
+
+def official(model: LavtForReferringSegmentation) -> dict[str, torch.Tensor]:
+    """A state dict as the published program would have saved it in one piece (`lavt_one`)."""
+    state = {}
+    for key, tensor in model.state_dict().items():
+        name = official_name(key)
+        token_convolution = ".fusion." in name and name.endswith("weight")
+        state[name] = tensor[..., None] if token_convolution else tensor
+    state["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(9, 9, dtype=torch.long)
+    return state
+
+
+def split(state: dict[str, torch.Tensor]) -> dict:
+    """The same in the `lavt` format, with all that training leaves in the file."""
+    bert = {key.removeprefix("text_encoder."): value for key, value in state.items() if key.startswith("text_encoder.")}
+    bert |= {"pooler.dense.weight": torch.zeros(16, 16), "pooler.dense.bias": torch.zeros(16)}
+    return {
+        "model": {key: value for key, value in state.items() if not key.startswith("text_encoder.")},
+        "bert_model": bert,
+        "optimizer": {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 5e-5}]},
+        "epoch": 39,
+        "args": argparse.Namespace(model="lavt", lr=5e-5, mha="", nested=argparse.Namespace(pin_mem=True)),
+        "lr_scheduler": {"base_lrs": [5e-5]},
+    }
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Paths of a conversion: overrides and vocabulary are there, the checkpoint is the test's to write."""
+    (tmp_path / "overrides.json").write_text(json.dumps(OVERRIDES))
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return tmp_path
+
+
+def convert(place: Path, name: str, **files) -> Path:
+    paths = {"config": place / "overrides.json", "vocab": place / "vocab.txt"} | files
+    options = [str(part) for option, path in paths.items() if path for part in (f"--{option}", path)]
+    main(["lavt", str(place / name), str(place / "out"), *options])
+    return place / "out"
+
+
+@pytest.mark.parametrize("form", ["lavt", "lavt_one", "bare.safetensors"])
+def test_every_format_gives_the_same_model(form, place, capsys):
+    model = tiny_model()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    state = official(model)
+    if form == "bare.safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, place / form)
+    else:
+        torch.save(split(state) if form == "lavt" else {"model": state}, place / form)
+    out = convert(place, form)
+    assert capsys.readouterr().err.count("no place") == 0
+    loaded, processor = AutoModelForImageSegmentation.from_pretrained(out), AutoProcessor.from_pretrained(out)
+    image = torch.randint(0, 255, (50, 70, 3), dtype=torch.uint8).numpy()
+    inputs = processor(image, ["word7 word8", "word9 word50 word1 word2 word3 word4"])
+    assert inputs["pixel_values"].shape == (1, 3, 64, 64) and inputs["input_ids"].tolist()[0][:4] == [2, 12, 13, 3]
+    assert inputs["input_ids"].shape == (2, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_names_are_the_official_ones():
+    names = {official_name(key) for key in tiny_model().state_dict()}
+    assert {
+        "backbone.patch_embed.proj.weight",
+        "backbone.layers.0.downsample.reduction.weight",
+        "backbone.layers.2.blocks.1.attn.relative_position_bias_table",
+        "backbone.layers.1.fusion.image_lang_att.f_query.0.bias",
+        "backbone.layers.3.res_gate.2.weight",
+        "backbone.norm3.weight",
+        "classifier.bn2_2.running_var",
+        "classifier.conv1_1.bias",
+        "text_encoder.encoder.layer.1.output.LayerNorm.weight",
+    } <= names
+    assert not any(name.startswith(("vision_encoder", "fusions", "gates", "decoder")) for name in names)
+
+
+@golden("golden/lavt_full_keys.json", "golden/lavt_one_full_keys.json")
+@pytest.mark.parametrize("form", ["lavt", "lavt_one"])
+def test_published_checkpoints_are_the_paper_configuration(form):
+    """Every key of the published files is placed, and their shapes alone give `LavtConfig()`."""
+    keys = json.loads((GOLDEN / f"{form}_full_keys.json").read_text())
+    parts = {
+        part: {key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for key, shape, dtype in keys[part]}
+        for part in ("model", "bert_model")
+        if part in keys
+    }
+    if form == "lavt":
+        pooler = keys["bert_pooler_keys_only_if_not_ddp_trained"]
+        parts["bert_model"] |= {key: torch.empty(shape, device="meta") for key, shape, _ in pooler}
+    state = official_state(parts)
+    config = build_config(state)
+    assert config.to_dict() == LavtConfig().to_dict()
+    with torch.device("meta"):
+        model = LavtForReferringSegmentation(config)
+    ours, unplaced = gather(state, {key: official_name(key) for key in model.state_dict()}, model)
+    assert not unplaced and ours.keys() == model.state_dict().keys()
+
+
+@golden("golden/lavt_tiny_state_dict.safetensors", "golden/lavt_tiny_io.safetensors")
+@pytest.mark.parametrize("form", ["lavt", "lavt_one"])
+def test_converted_checkpoint_has_the_published_logits(form, place):
+    weights = load_file(GOLDEN / "lavt_tiny_state_dict.safetensors")
+    bert = load_file(GOLDEN / "lavt_tiny_bert_state_dict.safetensors")
+    (place / "overrides.json").write_text('{"image_size": 128, "text_config": {"num_attention_heads": 2}}')
+    (place / "vocab.txt").write_text("\n".join(f"word{index}" for index in range(995)) + "\n" + "\n".join(WORDS[:5]))
+    if form == "lavt":
+        content = {"model": weights, "bert_model": bert, "args": argparse.Namespace()}
+    else:
+        content = {"model": weights | {f"text_encoder.{key}": value for key, value in bert.items()}}
+    torch.save(content, place / "official.pth")
+    model = AutoModelForImageSegmentation.from_pretrained(convert(place, "official.pth"))
+    reference = load_file(GOLDEN / "lavt_tiny_io.safetensors")
+    with torch.no_grad():
+        logits = model(*(reference[name] for name in ("pixel_values", "input_ids", "attention_mask"))).logits
+    torch.testing.assert_close(logits, reference["logits"][:, 1] - reference["logits"][:, 0], atol=1e-4, rtol=0)
+
+
+@golden("data/bert-base-uncased/vocab.txt")
+def test_published_vocabulary(place):
+    from hf_ris.conversion.lavt import read_tokenizer
+
+    tokenizer = read_tokenizer(SHARED / "data" / "bert-base-uncased" / "vocab.txt", LavtConfig())
+    assert tokenizer("The dog's LEFT ear")["input_ids"] == [101, 1996, 3899, 1005, 1055, 2187, 4540, 102]
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("where", ["args", "inside a Namespace", "bare pickle"])
+def test_code_in_a_pickle_is_refused_and_not_run(where, place):
+    trap = Touch(place / "was_run")
+    if where == "bare pickle":
+        (place / "official.pth").write_bytes(pickle.dumps({"model": trap}, protocol=2))
+        pickle.loads((place / "official.pth").read_bytes())
+    else:
+        value = trap if where == "args" else argparse.Namespace(output_dir=trap)
+        torch.save(split(official(tiny_model())) | {"args": value}, place / "official.pth")
+        torch.load(place / "official.pth", weights_only=False)
+    assert (place / "was_run").exists()  # an ordinary load falls into the trap
+    (place / "was_run").unlink()
+    with pytest.raises(SystemExit, match="it was not run"):
+        convert(place, "official.pth")
+    assert not (place / "was_run").exists() and not (place / "out").exists()
+
+
+def change(state: dict, **changes) -> dict:
+    changed = state | changes
+    return {key: value for key, value in changed.items() if value is not None}
+
+
+REFUSALS = {
+    "it lacks backbone.layers.1.fusion.project_mm.0.bias": {"backbone.layers.1.fusion.project_mm.0.bias": None},
+    "it lacks text_encoder.encoder.layer.1.output.dense.weight": {
+        "text_encoder.encoder.layer.1.output.dense.weight": None
+    },
+    r"classifier.bn1_4.weight is \[13\] instead of \[12\]": {"classifier.bn1_4.weight": torch.zeros(13)},
+    r"backbone.layers.0.fusion.vis_project.0.weight is \[8, 9, 1\] instead": {
+        "backbone.layers.0.fusion.vis_project.0.weight": torch.zeros(8, 9, 1)
+    },
+    "does not look like LAVT: it lacks backbone.patch_embed.proj.weight": {"backbone.patch_embed.proj.weight": None},
+    "'model' in the checkpoint is not a dictionary of tensors": {"backbone.norm0.bias": 3},
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_what_does_not_fit_is_named_and_nothing_is_written(message, place):
+    torch.save({"model": change(official(tiny_model()), **REFUSALS[message])}, place / "official.pth")
+    with pytest.raises(SystemExit, match=message) as refusal:
+        convert(place, "official.pth")
+    assert "\n" not in str(refusal.value) and not (place / "out").exists()
+
+
+def test_keys_without_a_place_are_named(place, capsys):
+    torch.save({"model": official(tiny_model()) | {"lang_extra.weight": torch.zeros(2)}}, place / "official.pth")
+    convert(place, "official.pth")
+    assert capsys.readouterr().err.count("no place in the model for lang_extra.weight") == 1
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ('{"fusion_heads": [1, 1, 1, 1]}', "no field fusion_heads"),
+        ('{"text_config": {"heads": 2}}', "text_config in the overrides has no field heads"),
+        ('{"vision_config": {"argument": {}}}', "no field argument"),
+        ('{"image_size": "large"}', "image_size"),
+        ('{"decoder_dim": 16}', r"classifier.conv1_4.weight is \[12, 96, 3, 3\] instead of \[16, 96, 3, 3\]"),
+        ("[1]", "takes an object"),
+        ("{", "not a readable JSON"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_named(overrides, message, place):
+    torch.save({"model": official(tiny_model())}, place / "official.pth")
+    (place / "overrides.json").write_text(overrides)
+    with pytest.raises(SystemExit, match=message):
+        convert(place, "official.pth")
+    assert not (place / "out").exists()
+
+
+def test_vocabularies_that_do_not_fit_are_named(place):
+    torch.save({"model": official(tiny_model())}, place / "official.pth")
+    (place / "vocab.txt").write_text("\n".join(WORDS[:-1]))
+    with pytest.raises(SystemExit, match="The vocabulary has 59 words, but the checkpoint's BERT has 60"):
+        convert(place, "official.pth")
+    with pytest.raises(SystemExit, match="cannot be read"):
+        convert(place, "official.pth", vocab=place / "absent.txt")
+    overrides = OVERRIDES | {"text_pretrained": str(place / "absent")}
+    (place / "overrides.json").write_text(json.dumps(overrides))
+    with pytest.raises(SystemExit, match="neither cached nor reachable; connect once, or pass --vocab"):
+        convert(place, "official.pth", vocab=None)
+    assert not (place / "out").exists()
+
+
+NO_CHECKPOINT = ["text.pth", "text.safetensors", "cut.pth", "flipped.pth", "empty.pth", "list.pth", "absent.pth"]
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINT)
+def test_files_that_are_no_checkpoint_get_one_sentence(name, place):
+    torch.save({"model": official(tiny_model())}, place / "whole.pth")
+    contents = {
+        "text": b"not a checkpoint at all\n" * 9,
+        "cut": (place / "whole.pth").read_bytes()[:-5000],
+        "flipped": pickle.dumps({"model": [1, (2, "x")]}, protocol=2).replace(b"x", b"\xff"),
+        "empty": b"",
+    }
+    if Path(name).stem in contents:
+        (place / name).write_bytes(contents[Path(name).stem])
+    elif name == "list.pth":
+        torch.save([torch.zeros(2)], place / name)
+    with pytest.raises(ConversionError) as refusal:
+        read_checkpoint(place / name)
+    assert "\n" not in str(refusal.value) and name in str(refusal.value)
+
+
+def test_command_line(place):
+    torch.save({"model": official(tiny_model())}, place / "official.pth")
+    command = [sys.executable, "-m", "hf_ris.conversion", "lavt", "official.pth", "out", "--vocab", "vocab.txt"]
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PATH": ""}
+    done = subprocess.run(
+        [*command, "--config", "overrides.json"], cwd=place, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "wrote out" in done.stdout, done.stderr
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= {
+        path.name for path in (place / "out").iterdir()
+    }
