@@ -7,9 +7,9 @@ words. What it takes from `refscenes_shapes` is what things look like: outlines,
 pixels with. For 128-pixel pictures.
 
 A thing is recognised by an outline that covers all its visible pixels and sticks out only where other things could hide
-it. Words mean: a side is the half of the picture; the middle and the corners are squares there; a place is where the
-centroid of the visible pixels lies; biggest and smallest compare visible pixels; small, medium and large are the
-recognised outline's.
+it, and whose parts have the colours seen. Words mean: a side is the half of the picture; the middle and the corners are
+squares there; a place is where the centroid of the visible pixels lies; biggest and smallest compare visible pixels;
+small, medium and large are the recognised outline's.
 """
 
 import argparse
@@ -159,20 +159,30 @@ def _apart(mask: np.ndarray, others: np.ndarray) -> np.ndarray:
     return mask & ~touched
 
 
-def _body(outline: Outline, top: int, left: int, clear: np.ndarray) -> np.ndarray:
-    """Clear pixels that hold nothing but body, so pure colour and texture: (n, 2) rows and columns."""
-    pure = np.argwhere(sprite(*outline.key).weights[..., BODY] == 16) + (top - outline.top, left - outline.left)
-    return pure[clear[pure[:, 0], pure[:, 1]]]
+def _parts(outline: Outline, top: int, left: int, clear: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clear pixels that hold nothing but body, so pure colour and texture, and those that hold none of it.
+
+    Returns rows and columns of either, (n, 2) and (m, 2), and the shares (m, 7) of the tones in the latter.
+    """
+    drawn = sprite(*outline.key)
+    corner = (top - outline.top, left - outline.left)
+    found = []
+    for wanted in (drawn.body, (drawn.weights[..., BODY] == 0) & (drawn.alpha == 16)):
+        places = np.argwhere(wanted)
+        rows, columns = (places + corner).T
+        found.append(places[clear[rows, columns]])
+    shares = drawn.weights[found[1][:, 0], found[1][:, 1]] / 16
+    return found[0] + corner, found[1] + corner, shares
 
 
 def _colour_of(pixels: np.ndarray) -> tuple[str, float]:
-    """The colour on whose line from base to second tone the pixels (n, 3) lie, and their mean distance from it."""
+    """The colour on whose line from base to second tone the pixels (n, 3) lie, and their summed distance from it."""
     best = ("", np.inf)
     for colour in COLOURS:
         base, second = tones(colour)[0], tones(colour)[-1]
         step = second - base
         part = np.clip((pixels - base) @ step / (step @ step), 0, 1)
-        distance = float(np.abs(pixels - base - part[:, None] * step).mean())
+        distance = float(np.abs(pixels - base - part[:, None] * step).sum())
         # A picture of second tone alone would fit two colours: the base must be there.
         if distance < best[1] and part.min() < 0.2:
             best = (colour, distance)
@@ -211,18 +221,21 @@ def look(image: np.ndarray, masks: list[np.ndarray]) -> list[Thing]:
     things = []
     everything = np.any(masks, axis=0)
     for number, mask in enumerate(masks):
-        others = everything & ~mask
-        fits, clear = _fits(mask, others), _apart(mask, others)
+        around = everything & ~mask
+        fits, clear = _fits(mask, around), _apart(mask, around)
         views = []
         for outline, top, left in fits:
-            places = _body(outline, top, left, clear)
+            places, others, shares = _parts(outline, top, left, clear)
             if len(places):
-                pixels = image[places[:, 0], places[:, 1]].astype(np.float32)
+                pixels, rest = (image[where[:, 0], where[:, 1]].astype(np.float32) for where in (places, others))
                 colour, distance = _colour_of(pixels)
-                views.append((distance, outline.category, outline.size, colour, places, pixels))
+                distance += float(np.abs(rest - shares @ tones(colour)[:-1]).sum())
+                mean = round(distance / (len(places) + len(others)), 1)
+                views.append((mean, outline.area, outline.category, outline.size, colour, places, pixels))
         if not views:
             raise ValueError(f"mask {number} has the outline of nothing that is drawn")
-        distance, category, size, colour, places, pixels = min(views, key=lambda view: view[0])
+        # Inside a larger thing much would fit, hidden by it: of what looks alike, least hidden is likeliest.
+        _, _, category, size, colour, places, pixels = min(views, key=lambda view: view[:2])
         y, x = np.nonzero(mask)
         pattern = _texture_of(places, pixels, colour)
         things.append(Thing(category, colour, pattern, size, float(x.mean()) + 0.5, float(y.mean()) + 0.5, len(x)))

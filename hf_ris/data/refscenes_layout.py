@@ -3,17 +3,21 @@
 import hashlib
 import random
 from collections.abc import Sequence
+from operator import lt
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .refscenes_shapes import CATEGORIES, COLOURS, HELD_OUT, SIZE_STEPS, SIZES, TEXTURES, TILTS, sprite
+from .refscenes_shapes import CATEGORIES, COLOURS, HELD_OUT, SIZE_STEPS, SIZES, TEXTURES, TILTS, Sprite, sprite
 
 
 FIELD = 128  # scenes are laid out on a square of this side, whatever size they are drawn at
-MIN_VISIBLE = 0.65  # of an object's own area
+MIN_VISIBLE = 0.65  # of an object's own area, and of its body's
 MAX_OBJECTS = 9
 _COUNTS = ((3, 8), (4, 14), (5, 18), (6, 20), (7, 17), (8, 13), (9, 10))
+_COLOURS = tuple(COLOURS)
+_HELD_OUT_PAIRS = sorted(HELD_OUT)
+_TILTS = tuple(zip(range(len(TILTS)), (50, 25, 25), strict=True))
 _PERIODS = {"small": 22, "medium": 28, "large": 36}  # of textures, in quarter pixels
 
 
@@ -119,35 +123,51 @@ def _looks(rng: Stream, compositional: bool, twins: int) -> list[Look]:
     return sorted(looks, key=lambda look: -SIZES.index(look.size) + (2 * rng.random() if rng.chance(20) else 0))
 
 
-def _try_place(
-    rng: Stream, owner: np.ndarray, items: list[Item], areas: list[int], seen: list[int], item: Item
-) -> bool:
-    """Find a place for the item that hides no more of the others than allowed; paints it into `owner` (128, 128)."""
-    drawn = sprite(item.look.category, item.side, item.tilt, item.flip)
-    height, width = drawn.mask.shape
-    half_h, half_w = height // 2, width // 2
-    near = items[rng.below(len(items))] if items and rng.chance(40) else None
-    for attempt in range(24):
-        if near is not None and attempt < 8:
-            reach = int(near.side + item.side) // 2
-            x, y = near.x + rng.between(-reach, reach), near.y + rng.between(-reach, reach)
-            if not (half_w <= x < FIELD - half_w and half_h <= y < FIELD - half_h):
-                continue
-        else:
-            x, y = rng.between(half_w, FIELD - 1 - half_w), rng.between(half_h, FIELD - 1 - half_h)
-        region = owner[y - half_h : y + half_h + 1, x - half_w : x + half_w + 1]
-        hidden = np.bincount(region[drawn.mask], minlength=len(items) + 1).tolist()
-        if near is None and attempt < 12 and sum(hidden[1:]) > 0:
-            continue
-        if all(seen[k] - hidden[k + 1] >= MIN_VISIBLE * areas[k] for k in range(len(items)) if hidden[k + 1]):
-            for k in range(len(items)):
-                seen[k] -= hidden[k + 1]
-            items.append(item._replace(x=x, y=y))
-            areas.append(drawn.area)
-            seen.append(drawn.area)
-            region[drawn.mask] = len(items)
-            return True
-    return False
+class _Field:
+    """What lies on the field so far, and how much of each object is still visible."""
+
+    def __init__(self):
+        self.items: list[Item] = []
+        # Who is seen at each pixel, as the whole object and as its body alone, which shows colour and texture.
+        self.layers = [np.zeros((FIELD, FIELD), np.uint8), np.zeros((FIELD, FIELD), np.uint8)]
+        self.seen: list[list[int]] = [[], []]
+        self.needed: list[list[float]] = [[], []]
+
+    def place(self, rng: Stream, item: Item) -> None:
+        """Put the item where it hides no more of the others than allowed; leave it out if no such place is found."""
+        drawn = sprite(item.look.category, item.side, item.tilt, item.flip)
+        half_h, half_w = drawn.mask.shape[0] // 2, drawn.mask.shape[1] // 2
+        near = rng.pick(self.items) if self.items and rng.chance(40) else None
+        for attempt in range(24):
+            if near is not None and attempt < 8:
+                reach = int(near.side + item.side) // 2
+                x, y = near.x + rng.between(-reach, reach), near.y + rng.between(-reach, reach)
+                if not (half_w <= x < FIELD - half_w and half_h <= y < FIELD - half_h):
+                    continue
+            else:
+                x, y = rng.between(half_w, FIELD - 1 - half_w), rng.between(half_h, FIELD - 1 - half_h)
+            region = (slice(y - half_h, y + half_h + 1), slice(x - half_w, x + half_w + 1))
+            apart = near is None and attempt < 12
+            if self._cover(region, drawn, apart):
+                self.items.append(item._replace(x=x, y=y))
+                return
+
+    def _cover(self, region: tuple[slice, slice], drawn: Sprite, apart: bool) -> bool:
+        """Paint the sprite over the region unless that hides too much, or anything at all if it should lie apart."""
+        count = len(self.items)
+        left = []
+        for layer, seen, needed in zip(self.layers, self.seen, self.needed, strict=True):
+            hidden = np.bincount(layer[region][drawn.mask], minlength=count + 1).tolist()[1:]
+            left.append([had - lost for had, lost in zip(seen, hidden, strict=True)])
+            if apart and any(hidden) or any(map(lt, left[-1], needed)):
+                return False
+        for k, shape in enumerate((drawn.mask, drawn.body)):
+            self.layers[k][region][drawn.mask] = 0
+            self.layers[k][region][shape] = count + 1
+            area = int(shape.sum())
+            self.seen[k] = [*left[k], area]
+            self.needed[k].append(MIN_VISIBLE * area)
+        return True
 
 
 def lay_out(rng: Stream, compositional: bool, twins: int) -> tuple[list[Item], np.ndarray]:
@@ -156,20 +176,11 @@ def lay_out(rng: Stream, compositional: bool, twins: int) -> tuple[list[Item], n
     compositional: hold HELD_OUT pairs (otherwise there are none); twins: weight of exact copies among the distractors.
     """
     while True:
-        owner = np.zeros((FIELD, FIELD), np.uint8)
-        items: list[Item] = []
-        areas: list[int] = []
-        seen: list[int] = []
+        field = _Field()
         for look in _looks(rng, compositional, twins):
             side = rng.pick(SIZE_STEPS[look.size])
-            tilt = rng.weighted(((0, 50), (1, 25), (2, 25)))
-            period = _PERIODS[look.size]
-            item = Item(look, side, tilt, rng.chance(50), rng.below(3), period, 0, 0)
-            _try_place(rng, owner, items, areas, seen, item)
-        if len(items) >= 3 and (not compositional or any(is_held_out(item.look) for item in items)):
-            return items, owner
-
-
-_COLOURS = tuple(COLOURS)
-_HELD_OUT_PAIRS = sorted(HELD_OUT)
-assert len(TILTS) == 3  # `lay_out` weighs them
+            tilt = rng.weighted(_TILTS)
+            field.place(rng, Item(look, side, tilt, rng.chance(50), rng.below(3), _PERIODS[look.size], 0, 0))
+        held_out = any(is_held_out(item.look) for item in field.items)
+        if len(field.items) >= 3 and (held_out or not compositional):
+            return field.items, field.layers[0]

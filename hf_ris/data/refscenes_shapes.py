@@ -250,12 +250,14 @@ class Sprite(NamedTuple):
     """A drawn outline without its colour. The origin is the middle pixel.
 
     weights: float32 (h, w, 7), sixteenths of a pixel that each tone covers; alpha: float32 (h, w), their sum;
-    mask: bool (h, w), at least half covered; area: pixels in the mask.
+    mask: bool (h, w), at least half covered; body: bool (h, w), wholly of the tone that takes colour and texture; area:
+    pixels in the mask.
     """
 
     weights: np.ndarray
     alpha: np.ndarray
     mask: np.ndarray
+    body: np.ndarray
     area: int
 
 
@@ -263,9 +265,8 @@ class Sprite(NamedTuple):
 def sprite(category: str, side: float, tilt: int, flip: bool) -> Sprite:
     """The sprite of a category. side: square root of its area in pixels; tilt: index into TILTS; flip: mirrored."""
     if flip:
-        weights, alpha, mask, area = sprite(category, side, tilt, False)
-        weights, alpha, mask = (np.ascontiguousarray(a[:, ::-1]) for a in (weights, alpha, mask))
-        return Sprite(weights, alpha, mask, area)
+        *arrays, area = sprite(category, side, tilt, False)
+        return Sprite(*(np.ascontiguousarray(array[:, ::-1]) for array in arrays), area)
     painted = _paint(category, side * _unit_scale(category), tilt)
     inside = painted != 255
     core = inside.copy()
@@ -281,7 +282,7 @@ def sprite(category: str, side: float, tilt: int, flip: bool) -> Sprite:
     weights = counts.reshape(height, width, 8)[..., :7].astype(np.float32)
     alpha = weights.sum(-1)
     mask = alpha >= _SUPER**2 / 2
-    return Sprite(weights, alpha, mask, int(mask.sum()))
+    return Sprite(weights, alpha, mask, weights[..., BODY] == _SUPER**2, int(mask.sum()))
 
 
 @cache

@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .refscenes_layout import FIELD, Stream
-from .refscenes_shapes import CATEGORIES, COLOURS, SIZES, TEXTURES
+from .refscenes_shapes import CATEGORIES, COLOURS, SIZES
 
 
 # Words for each value; the first is the usual one and is listed twice to be twice as likely.
@@ -32,7 +32,6 @@ TEXTURE_WORDS = {
 }
 _PATTERNS = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
 _SIDES = ("left", "right", "top", "bottom")
-_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 _CORNERS = (("top", "left"), ("top", "right"), ("bottom", "left"), ("bottom", "right"))
 _FURTHEST = {
     "left": ("leftmost {}", "far left {}", "{} furthest to the left", "{} furthest left"),
@@ -615,6 +614,3 @@ def expressions(objects: list[Seen], flavour: str, allowed: int, rng: Stream) ->
                     wanted -= 1
                     break
     return rng.shuffled(list(said.items()))
-
-
-assert set(TEXTURE_WORDS) == set(TEXTURES) and set(_OPPOSITE) == set(_SIDES)
