@@ -1,0 +1,133 @@
+"""Running models on a picture; probability maps are kept, so that a threshold can move without running a model."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pictures import Picture
+from zoo import Entry, LoadedModel, Zoo
+
+
+@dataclass(frozen=True, eq=False)
+class ModelMaps:
+    """What one model said of one picture and its N expressions.
+
+    Attributes:
+        entry: the model.
+        parameters: how many it has.
+        seconds: for the picture and all expressions, from pixels to probabilities, loading left out.
+        threshold: the processor's own.
+        probabilities: (N, H, W) float16 in [0, 1], at the working size.
+        localization: (N, H, W) float16 in [0, 1], where the architecture locates before it segments; else None.
+        remarks: sentences on what the model could not read.
+    """
+
+    entry: Entry
+    parameters: int
+    seconds: float
+    threshold: float
+    probabilities: np.ndarray
+    localization: np.ndarray | None
+    remarks: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One picture, its expressions, and each chosen model's maps. Compared by identity, as page state wants."""
+
+    picture: Picture
+    expressions: list[str]
+    models: list[ModelMaps]
+
+
+def compare(zoo: Zoo, picture: Picture, expressions: list[str], entries: list[Entry]) -> Comparison:
+    """Run every model on the picture and all expressions. Raises Refusal if a model cannot be loaded."""
+    return Comparison(
+        picture, expressions, [run_model(entry, zoo.get(entry), picture, expressions, zoo.device) for entry in entries]
+    )
+
+
+def run_model(
+    entry: Entry, loaded: LoadedModel, picture: Picture, expressions: list[str], device: torch.device
+) -> ModelMaps:
+    """One forward pass: the image is encoded once for all expressions."""
+    processor = loaded.processor
+    sizes = [(picture.image.height, picture.image.width)] * len(expressions)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        inputs = processor(picture.image, [expressions]).to(device)
+        outputs = loaded.model(**inputs)
+        results = processor.post_process_referring_segmentation(outputs, sizes)
+        seconds = time.perf_counter() - start
+        location = location_maps(outputs)
+        if location is not None:
+            location = to_half([maps[0] for maps in processor.post_process_maps(location, sizes)])
+    return ModelMaps(
+        entry=entry,
+        parameters=loaded.parameters,
+        seconds=seconds,
+        threshold=processor.threshold,
+        probabilities=to_half([result["probability"] for result in results]),
+        localization=location,
+        remarks=remarks(processor, expressions),
+    )
+
+
+def location_maps(outputs) -> torch.Tensor | None:
+    """Where a model looked before it segmented, (N, 1, h, w) in [0, 1]: last prior, or rescaled cosines."""
+    if outputs.prior_logits is not None:
+        return outputs.prior_logits[:, -1:].float().sigmoid()
+    if outputs.heatmap is not None:
+        heatmap = outputs.heatmap[:, None].float()
+        low, high = heatmap.amin((2, 3), keepdim=True), heatmap.amax((2, 3), keepdim=True)
+        return (heatmap - low) / (high - low).clamp(min=1e-6)
+    return None
+
+
+def to_half(maps: list[torch.Tensor]) -> np.ndarray:
+    return torch.stack(maps).clamp(0, 1).half().cpu().numpy()
+
+
+def remarks(processor, expressions: list[str]) -> list[str]:
+    """What of the expressions the tokenizer cuts off or does not know."""
+    tokenizer, limit = processor.tokenizer, processor.max_text_length
+    unknown: dict[str, None] = {}
+    long = False
+    for text in expressions:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        long = long or len(encoded["input_ids"]) > limit
+        for token, (start, stop) in list(zip(encoded["input_ids"], encoded["offset_mapping"]))[:limit]:
+            if token == tokenizer.unk_token_id and stop > start:
+                unknown[text[start:stop]] = None
+    sentences = []
+    if unknown:
+        words = list(unknown)
+        more = f" and {len(words) - 6} more" if len(words) > 6 else ""
+        sentences.append(f"Words it does not know: {', '.join(word[:30] for word in words[:6])}{more}.")
+    if long:
+        sentences.append(f"It reads the first {limit} tokens of an expression.")
+    return sentences
+
+
+def cut(probabilities: np.ndarray, threshold: float) -> tuple[np.ndarray, list[float]]:
+    """(N, H, W) maps -> bool masks (N, H, W) and N scores: the mean probability inside a mask, 0 for an empty one.
+
+    The rule of `post_process_referring_segmentation`, on maps that are already there.
+    """
+    masks = probabilities > np.float16(threshold)
+    scores = [float(p[m].mean(dtype=np.float64)) if m.any() else 0.0 for p, m in zip(probabilities, masks)]
+    return masks, scores
+
+
+def full_size_masks(comparison: Comparison, maps: ModelMaps, threshold: float) -> np.ndarray:
+    """Bool masks (N, H, W) at the size of the file's picture."""
+    picture = comparison.picture
+    if (picture.width, picture.height) == picture.image.size:
+        return cut(maps.probabilities, threshold)[0]
+    enlarged = np.empty((len(maps.probabilities), picture.height, picture.width), bool)
+    for mask, probability in zip(enlarged, maps.probabilities):
+        tensor = torch.from_numpy(probability).float()[None, None]
+        size = (picture.height, picture.width)
+        mask[:] = torch.nn.functional.interpolate(tensor, size, mode="bilinear")[0, 0].numpy() > threshold
+    return enlarged

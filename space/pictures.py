@@ -1,0 +1,102 @@
+"""From what a visitor sends to what a model takes: an upright RGB picture and a list of expressions.
+
+Every function answers bad input with `Refusal`, one sentence for the visitor.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from hf_ris.models.processing_ris import to_rgb
+
+
+# Formats that Pillow decodes by itself; EPS would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+MAX_PIXELS = 64_000_000  # of a file; a few bytes can claim gigapixels
+WORKING_PIXELS = 640_000  # what the models see and the page shows; the largest model input has a third of it
+MAX_EXPRESSIONS = 8
+MAX_CHARACTERS = 60_000  # of all expressions together: 5,000 words pass
+
+# What Pillow's decoders raise on damaged files: beside OSError, whatever their parsing stumbles over.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error, zlib.error)
+
+
+class Refusal(ValueError):
+    """Input that cannot be answered; the message is one sentence that says so to the visitor."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the models see it.
+
+    Attributes:
+        image: upright RGB of at most `WORKING_PIXELS`.
+        width, height: of the file's picture, upright, in pixels.
+        name: file name without folder.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    name: str
+
+
+def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
+    """Read a file of any of `FORMATS`: EXIF orientation applied, transparency over white, first frame of an animation.
+
+    Args:
+        name: the file's own name, if `path` is a stored copy.
+
+    Raises:
+        Refusal: no file, not a picture, damaged, or larger than `MAX_PIXELS`.
+    """
+    if path is None:
+        raise Refusal("There is no picture yet: upload one, paste one, or choose an example.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Refusal(_too_large(f"{image.width:,} x {image.height:,} pixels"))
+            image = to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise Refusal(_too_large("more pixels than are safe to decode")) from error
+    except UnidentifiedImageError as error:
+        raise Refusal("This file is not a picture that can be read; use JPEG, PNG, WebP, GIF, BMP or TIFF.") from error
+    except Refusal:
+        raise
+    except _DAMAGE as error:
+        raise Refusal("This picture is damaged or cut short; try saving or sending it again.") from error
+    return Picture(reduced(image), image.width, image.height, Path(name or path).name)
+
+
+def _too_large(size: str) -> str:
+    return f"This picture has {size}; the limit is {MAX_PIXELS // 1_000_000} megapixels."
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """The image, scaled down to `WORKING_PIXELS` if it has more."""
+    scale = (WORKING_PIXELS / (image.width * image.height)) ** 0.5
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def split_expressions(text: str | None) -> list[str]:
+    """One expression per line, blank lines left out, runs of white space made one space.
+
+    Raises:
+        Refusal: none, more than `MAX_EXPRESSIONS`, or more than `MAX_CHARACTERS`.
+    """
+    text = text or ""
+    if len(text) > MAX_CHARACTERS:
+        raise Refusal(f"These expressions have {len(text):,} characters; the limit is {MAX_CHARACTERS:,}.")
+    expressions = [" ".join(line.split()) for line in text.splitlines()]
+    expressions = [expression for expression in expressions if expression]
+    if not expressions:
+        raise Refusal("There is no expression yet: write what to find, such as “the red umbrella on the left”.")
+    if len(expressions) > MAX_EXPRESSIONS:
+        raise Refusal(f"Write at most {MAX_EXPRESSIONS} expressions, one a line; these are {len(expressions)}.")
+    return expressions

@@ -1,0 +1,285 @@
+"""The models of the Space: bundled folders, and Hub repositories or local folders that a visitor adds.
+
+A stranger's repository is data here, never code: only its JSON, text and safetensors files are fetched, its model type
+must be one of ours, and neither remote code nor a pickle is ever opened.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+import yaml
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from pictures import Refusal
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
+
+import hf_ris
+from hf_ris.data.refscenes import NAMES as REFSCENES
+
+
+MAX_BYTES = 2_000_000_000  # of an added model's files; LAVT as in the paper has 0.9e9
+MAX_ADDED = 2  # added models in memory; the one longest unused makes room
+SCENES_NOTE = "trained on RefScenes: drawn scenes, not photographs"
+
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TEXT_FILES = (
+    "config.json preprocessor_config.json processor_config.json tokenizer.json tokenizer_config.json "
+    "vocab.txt vocab.json merges.txt special_tokens_map.json added_tokens.json model.safetensors.index.json "
+    "README.md results.json"
+).split()
+# arguments of timm.create_model that read files or the network instead of shaping an encoder
+_LOADING_KEYS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+# what a config, tokenizer or weight file that does not hold what it claims makes the libraries raise
+_MISFITS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    StrictDataclassError,
+    SafetensorError,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be chosen.
+
+    Attributes:
+        key: what names it in the page and the API: a bundled folder's name, a Hub id or a folder's path.
+        title: name to show.
+        architecture: its model type, in capitals.
+        folder: where its files lie.
+        note: what it was trained on, where that limits what to expect of it.
+    """
+
+    key: str
+    title: str
+    architecture: str
+    folder: Path
+    note: str | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.title} · {self.note}" if self.note else self.title
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: torch.nn.Module
+    processor: Any
+    parameters: int
+
+
+class Zoo:
+    """Finds, checks and loads models; each is loaded once, when it is first used.
+
+    Args:
+        bundled: folder whose subfolders are checkpoints (`save_pretrained` of model and processor).
+        allow_folders: whether visitors may name local folders; not on a public server, whose disk they could probe.
+    """
+
+    def __init__(self, bundled: str | Path, allow_folders: bool):
+        self.allow_folders = allow_folders
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.entries: dict[str, Entry] = {}
+        for config in sorted(Path(bundled).glob("*/config.json")):
+            entry = read_entry(config.parent, config.parent.name)
+            if entry.title in {other.title for other in self.entries.values()}:
+                entry = replace(entry, title=f"{entry.title} ({entry.key})")
+            self.entries[entry.key] = entry
+        self.bundled = list(self.entries.values())
+        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def choose(self, keys: list[str] | None) -> list[Entry]:
+        """The entries of these keys, in the zoo's order. Raises Refusal for none or an unknown one."""
+        keys = keys or []
+        unknown = [key for key in keys if key not in self.entries]
+        if unknown:
+            raise Refusal(f"There is no model “{str(unknown[0])[:100]}” here; there are {', '.join(self.entries)}.")
+        if not keys:
+            raise Refusal("No model is chosen: tick at least one.")
+        return [entry for key, entry in self.entries.items() if key in keys]
+
+    def add(self, reference: str | None) -> Entry:
+        """Check, fetch and load the model of a Hub id (`owner/name` or `owner/name@revision`) or a local folder.
+
+        Raises:
+            Refusal: not found, not one of our architectures, no safetensors, too large, or files that do not fit.
+        """
+        reference = (reference or "").strip()
+        if reference in self.entries:
+            return self.entries[reference]
+        if self.allow_folders and reference and Path(reference).is_dir():
+            folder = Path(reference).resolve()
+            check_files(reference, {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
+            title = folder.name
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
+            folder, title = fetch(reference), reference
+        else:
+            wanted = "a Hub id (owner/name)" + (" or a folder on this machine" if self.allow_folders else "")
+            raise Refusal(f"Give {wanted}; “{reference[:100]}” is not one." if reference else f"Give {wanted}.")
+        check_config(reference, folder)
+        entry = read_entry(folder, reference, title)
+        with self._lock:
+            self._load(entry)
+            self.entries[reference] = entry
+        return entry
+
+    def get(self, entry: Entry) -> LoadedModel:
+        """The model of an entry, loaded if it is not in memory."""
+        with self._lock:
+            if entry.key not in self._loaded:
+                self._load(entry)
+            self._loaded.move_to_end(entry.key)
+            return self._loaded[entry.key]
+
+    def _load(self, entry: Entry) -> None:
+        self._loaded[entry.key] = load(entry, self.device)
+        bundled = {entry.key for entry in self.bundled}
+        added = [key for key in self._loaded if key not in bundled]
+        for key in added[:-MAX_ADDED]:
+            del self._loaded[key]
+
+
+def read_entry(folder: Path, key: str, title: str | None = None) -> Entry:
+    """The entry of a checkpoint folder; without a title, its architecture is the title."""
+    architecture = str(read_json(folder / "config.json").get("model_type")).replace("_", "-").upper()
+    scenes = any(name.rsplit("/", 1)[-1].startswith(REFSCENES) for name in training_data(folder))
+    return Entry(key, title or architecture, architecture, folder, SCENES_NOTE if scenes else None)
+
+
+def training_data(folder: Path) -> list[str]:
+    """Data sets a checkpoint says it was trained on: `datasets` of its card, `trained_on` of its results.json."""
+    said = [read_json(folder / "results.json").get("trained_on"), read_card(folder / "README.md").get("datasets")]
+    names = [name for value in said for name in (value if isinstance(value, list) else [value])]
+    return [name for name in names if isinstance(name, str)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file, or anything else in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The YAML head of a model card; empty if there is none that can be read."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        content = yaml.safe_load(head[1]) if head else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_files(reference: str, sizes: dict[str, int]) -> list[str]:
+    """The names of the files to open, out of a repository's files and their sizes in bytes.
+
+    Raises:
+        Refusal: no config, no safetensors weights, or more than `MAX_BYTES`.
+    """
+    if "config.json" not in sizes:
+        raise Refusal(f"{reference} has no config.json, so it is not a transformers model.")
+    weights = [name for name in sizes if _WEIGHTS.fullmatch(name)]
+    if not weights:
+        pickled = [name for name in sizes if name.endswith(_PICKLES)]
+        found = f"only pickled ones ({pickled[0]}), which can run code" if pickled else "none at all"
+        raise Refusal(f"{reference} has no safetensors weights but {found}; save it with safetensors to use it here.")
+    names = weights + [name for name in _TEXT_FILES if name in sizes]
+    total = sum(sizes[name] for name in names)
+    if total > MAX_BYTES:
+        raise Refusal(f"{reference} has {total / 1e9:.1f} GB of files; the limit here is {MAX_BYTES / 1e9:.0f} GB.")
+    return names
+
+
+def fetch(reference: str) -> Path:
+    """Download the permitted files of a Hub repository into the Hub cache, as anonymous: no token of this server.
+
+    Raises:
+        Refusal: not found, not reachable, or see `check_files`.
+    """
+    name, _, revision = reference.partition("@")
+    try:
+        info = HfApi(token=False).model_info(name, revision=revision or None, files_metadata=True)
+        names = check_files(reference, {file.rfilename: file.size or 0 for file in info.siblings})
+        return Path(snapshot_download(name, revision=info.sha, allow_patterns=names, token=False))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise Refusal(f"The Hub has no public model {reference}.") from error
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise Refusal(f"The Hub could not be reached for {reference}; try again later.") from error
+
+
+def check_config(reference: str, folder: Path) -> None:
+    """Refuse a config of another architecture, one that would read files, or one that the weights do not fill."""
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind not in hf_ris.ARCHITECTURES:
+        known = ", ".join(hf_ris.ARCHITECTURES)
+        raise Refusal(f"{reference} is a model of type {str(kind)[:50]!r}; this page knows {known}.")
+    forbidden = _LOADING_KEYS.intersection(_keys(config))
+    if forbidden:
+        raise Refusal(f"The config.json of {reference} sets {', '.join(sorted(forbidden))}, which is not allowed here.")
+    stored = {}
+    try:
+        for path in folder.iterdir():
+            if _WEIGHTS.fullmatch(path.name):
+                with safe_open(path, "pt") as file:
+                    stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):  # shapes only: a config may ask for any amount of memory
+            model = AutoModelForImageSegmentation.from_config(config)
+    except _MISFITS as error:
+        raise _misfit(reference, error) from error
+    wrong = [name for name, tensor in model.state_dict().items() if stored.get(name) != tuple(tensor.shape)]
+    if wrong:
+        raise Refusal(f"The weights of {reference} do not fit its config: {wrong[0]} is missing or of another shape.")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys of nested dicts and lists."""
+    if isinstance(value, dict):
+        yield from value
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _keys(inner)
+
+
+def load(entry: Entry, device: torch.device) -> LoadedModel:
+    """Model (float32, eval mode) and processor of a checked folder. Raises Refusal where they do not fit."""
+    try:
+        model = AutoModelForImageSegmentation.from_pretrained(
+            entry.folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        )
+        processor = AutoProcessor.from_pretrained(entry.folder, trust_remote_code=False, local_files_only=True)
+    except _MISFITS as error:
+        raise _misfit(entry.title, error) from error
+    return LoadedModel(model.to(device).eval(), processor, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def _misfit(reference: str, error: BaseException) -> Refusal:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return Refusal(f"{reference} could not be loaded: {reason[:200].rstrip('.')}.")
