@@ -44,8 +44,8 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     At least float32 inside: an attention average varies little over the pixels, and its spread is the divisor.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
-    return ((wide - mean) * (variance + eps).rsqrt()).to(x.dtype)
+    centred = wide - wide.mean(1, keepdim=True)
+    return (centred * (centred.square().mean(1, keepdim=True) + eps).rsqrt()).to(x.dtype)  # faster than var_mean on CPUs
 
 
 class PixelWordAttention(nn.Module):
