@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pictures import Picture
-from zoo import Entry, LoadedModel, Zoo
+from zoo import Entry, LoadedModel, Zoo, check_input_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ def compare(zoo: Zoo, picture: Picture, expressions: list[str], entries: list[En
 def run_model(
     entry: Entry, loaded: LoadedModel, picture: Picture, expressions: list[str], device: torch.device
 ) -> ModelMaps:
-    """One forward pass: the image is encoded once for all expressions."""
+    """One forward pass: the image is encoded once for all expressions. Raises Refusal for a too elongated picture."""
     processor = loaded.processor
+    check_input_size(entry.title, processor, picture.image.height, picture.image.width)
     sizes = [(picture.image.height, picture.image.width)] * len(expressions)
     start = time.perf_counter()
     with torch.inference_mode():

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from pictures import Refusal
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
 
@@ -34,6 +35,8 @@ from hf_ris.data.refscenes import NAMES as REFSCENES
 
 
 MAX_BYTES = 2_000_000_000  # of an added model's files; LAVT as in the paper has 0.9e9
+MAX_INPUT = 4_000_000  # pixels that a model may make of a picture; the papers' models take 480 x 480
+MAX_TOKENS = 512
 MAX_ADDED = 2  # added models in memory; the one longest unused makes room
 SCENES_NOTE = "trained on RefScenes: drawn scenes, not photographs"
 
@@ -51,6 +54,7 @@ _MISFITS = (
     OSError,
     ValueError,
     KeyError,
+    IndexError,
     TypeError,
     AttributeError,
     RuntimeError,
@@ -128,6 +132,8 @@ class Zoo:
             Refusal: not found, not one of our architectures, no safetensors, too large, or files that do not fit.
         """
         reference = (reference or "").strip()
+        if len(reference) > 500:
+            raise Refusal("That is too long for a Hub id or a folder.")
         if reference in self.entries:
             return self.entries[reference]
         if self.allow_folders and reference and Path(reference).is_dir():
@@ -269,15 +275,42 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def load(entry: Entry, device: torch.device) -> LoadedModel:
-    """Model (float32, eval mode) and processor of a checked folder. Raises Refusal where they do not fit."""
+    """Model (float32, eval mode) and processor of a checked folder, tried out. Raises Refusal where they do not fit."""
     try:
         model = AutoModelForImageSegmentation.from_pretrained(
             entry.folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
         )
         processor = AutoProcessor.from_pretrained(entry.folder, trust_remote_code=False, local_files_only=True)
+        try_out(entry.title, model.eval(), processor)
+    except Refusal:
+        raise
     except _MISFITS as error:
         raise _misfit(entry.title, error) from error
-    return LoadedModel(model.to(device).eval(), processor, sum(parameter.numel() for parameter in model.parameters()))
+    return LoadedModel(model.to(device), processor, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def try_out(title: str, model: torch.nn.Module, processor: Any) -> None:
+    """One run, so that a model and a processor that do not fit fail here, and no visitor's time is a cold start's.
+
+    It holds the tokenizer's last word: on a GPU, a word beyond the model's table would break the whole server.
+    """
+    if not 0 <= processor.threshold <= 1 or not 1 <= processor.max_text_length <= MAX_TOKENS:
+        raise ValueError(
+            f"its processor has threshold {processor.threshold} and max_text_length {processor.max_text_length}; "
+            f"they must lie in [0, 1] and 1 to {MAX_TOKENS}"
+        )
+    check_input_size(title, processor, 64, 64)
+    inputs = processor(Image.new("RGB", (64, 64)), ["a star"])
+    inputs["input_ids"][:, 0] = max(processor.tokenizer.get_vocab().values())
+    with torch.inference_mode():
+        processor.post_process_referring_segmentation(model(**inputs), [(64, 64)])
+
+
+def check_input_size(title: str, processor: Any, height: int, width: int) -> None:
+    """Refuse a picture of this size if the model would make more than `MAX_INPUT` pixels of it."""
+    rows, columns = processor.image_processor.canvas_size([(height, width)])
+    if rows * columns > MAX_INPUT:
+        raise Refusal(f"{title} would scale this picture to {columns:,} x {rows:,} pixels, which is too large here.")
 
 
 def _misfit(reference: str, error: BaseException) -> Refusal:

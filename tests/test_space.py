@@ -412,6 +412,21 @@ def spoil_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
 
 
+def spoil_vocabulary(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["onewordtoomany"] = len(tokenizer["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def spoil_threshold(folder):
+    edit(folder / "processor_config.json", threshold=7)
+
+
+def spoil_input_size(folder):
+    processor = json.loads((folder / "processor_config.json").read_text())
+    edit(folder / "processor_config.json", image_processor=processor["image_processor"] | {"image_size": 100_000})
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -425,6 +440,9 @@ def spoil_tokenizer(folder):
         (spoil_field, "could not be loaded: .*no_such_field"),
         (spoil_weights, "could not be loaded"),
         (spoil_tokenizer, "could not be loaded"),
+        (spoil_vocabulary, "could not be loaded: index out of range"),
+        (spoil_threshold, r"could not be loaded: its processor has threshold 7 .* in \[0, 1\]"),
+        (spoil_input_size, "would scale this picture to 100,000 x 100,000 pixels"),
     ],
 )
 def test_a_spoiled_checkpoint_is_refused_in_one_sentence(checkpoints, copy, spoil, sentence):
@@ -486,10 +504,23 @@ def test_a_huge_repository_is_refused_before_download(checkpoints, copy, monkeyp
     assert downloads == []
 
 
-@pytest.mark.parametrize("reference", ["", None, "tiny", "a/b/c", "../x/..", "https://hf.co/a/b", "owner/name@"])
-def test_what_is_no_hub_id_is_refused(checkpoints, reference):
-    with pytest.raises(Refusal, match="Give a Hub id"):
-        zoo_module.Zoo(checkpoints, allow_folders=False).add(reference)
+@pytest.mark.parametrize("allow_folders", [False, True])
+@pytest.mark.parametrize(
+    "reference", ["", None, "tiny", "a/b/c", "../x/..", "https://hf.co/a/b", "owner/name@", "a\0b", "x" * 9000]
+)
+def test_what_is_no_hub_id_is_refused(checkpoints, reference, allow_folders):
+    with pytest.raises(Refusal, match="Give a Hub id|too long for a Hub id"):
+        zoo_module.Zoo(checkpoints, allow_folders).add(reference)
+
+
+def test_a_picture_that_a_model_would_enlarge_without_bound_is_refused(zoo, comparison, monkeypatch):
+    """Geometries that keep the short side's size make a strip huge."""
+    entry = zoo.entries["lts"]
+    loaded = zoo.get(entry)
+    monkeypatch.setattr(loaded.processor, "image_processor", RisImageProcessor("short_side", 480))
+    strip = pictures.Picture(Image.new("RGB", (6000, 100)), 6000, 100, "strip.png")
+    with pytest.raises(Refusal, match="LTS would scale this picture to 28,800 x 480 pixels"):
+        inference.run_model(entry, loaded, strip, ["star"], zoo.device)
 
 
 def test_an_unreachable_hub_is_one_sentence(checkpoints, monkeypatch):
