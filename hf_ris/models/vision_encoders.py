@@ -147,13 +147,15 @@ class SwinEncoder(VisionEncoder):
                 module.dynamic_mask = True  # the mask follows the padded map, whatever the input size
                 module.attn_mask = None
         self.stage_channels = [layer.blocks[0].dim for layer in self.backbone.layers]
+        self.strides = [stride * self.backbone.patch_embed.patch_size[0] // 4 for stride in self.strides]
         self.channels = [self.stage_channels[stage - 2] for stage in config.output_stages]
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/4, W/4, C); sides that 4 does not divide are zero-padded right and below."""
+        """(B, 3, H, W) -> (B, H/4, W/4, C); sides that the patch (4) does not divide are zero-padded right and below."""
         height, width = pixel_values.shape[-2:]
-        return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % 4, 0, -height % 4)))
+        patch_h, patch_w = self.backbone.patch_embed.patch_size
+        return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % patch_w, 0, -height % patch_h)))
 
     def stage(self, index: int, x: Tensor) -> Tensor:
         """Stage `index` (0-3), its patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C) but for stage 0."""
