@@ -1,0 +1,479 @@
+"""Recipes, schedules, parameter groups, the order of data, resuming, evaluation and its controls, the benchmark."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageSegmentation
+
+from hf_ris.data import decode_mask
+from hf_ris.data.refscenes import load_refscenes
+from hf_ris.metrics import evaluate_predictions
+from train.benchmark import LiveTensors, count_flops, random_inputs
+from train.benchmark import main as benchmark
+from train.build import References
+from train.evaluate import ScoredRows
+from train.evaluate import main as evaluate
+from train.optim import freeze, learning_rate_factor, parameter_groups
+from train.order import StepBatches
+from train.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
+from train.train import main as train
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "train" / "recipes").glob("*/*.yaml"))
+LTS = ROOT / "train" / "recipes" / "lts" / "refscenes.yaml"
+LAVT = ROOT / "train" / "recipes" / "lavt" / "refcoco.yaml"
+# A model that costs nothing, in a run with everything that is random or has a state.
+TINY = [
+    "model.image_size=32",
+    "model.vision_config.arguments={depths: [1, 1, 1, 1, 1], widths: [8, 8, 8, 8, 8], stem_width: 8}",
+    *(f"model.{name}=8" for name in ("embedding_dim", "hidden_size", "fusion_dim", "segmentation_dim")),
+    "model.aspp_rates=[1]",
+    "optimizer.learning_rate=0.05",  # with the threshold: after six steps masks are neither empty nor full
+    "processor.threshold=0.5",
+    "data={name: refscenes, size: 12, image_size: 64, validation_size: 4, max_expressions: 3, augment: [flip, color]}",
+    "schedule.warmup_steps=2",
+    "training={max_steps: 6, batch_size: 4, clip_norm: 1.0, log_every: 1, evaluate_every: 3, save_every: 2}",
+]
+# LAVT has what LTS has not: dropout, so that its steps draw random numbers.
+TINY_LAVT = [
+    "architecture=lavt",
+    "model={image_size: 32, decoder_dim: 8}",
+    "model.vision_config.name=swin_tiny_patch4_window7_224",
+    "model.vision_config.arguments={embed_dim: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1], window_size: 4}",
+    "model.text_config={hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 1, intermediate_size: 8}",
+    "processor.tokenizer=wordpiece",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its state per process: each test starts without any."""
+    _forget_accelerator()
+    yield
+    _forget_accelerator()
+
+
+def _forget_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def run(folder: Path, *extra: str) -> Path:
+    """Train the tiny model into `folder`, with further overrides and options."""
+    _forget_accelerator()
+    train(["--recipe", str(LTS), *TINY, f"output_dir={folder}", *extra])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    return run(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(first: Path, second: Path, name: str = "last") -> None:
+    first, second = (load_file(folder / name / "model.safetensors") for folder in (first, second))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_recipe_fits_its_architecture(path):
+    recipe = load_recipe(path)
+    assert recipe.architecture == path.parent.name
+    config = AutoConfig.for_model(recipe.architecture, **recipe.model)
+    with torch.device("meta"):
+        model = AutoModelForImageSegmentation.from_config(config)
+    freeze(model, recipe.optimizer)
+    grouped = sum(p.numel() for group in parameter_groups(model, recipe.optimizer) for p in group["params"])
+    assert grouped == sum(p.numel() for p in model.parameters() if p.requires_grad) > 0
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimiser.name=adam", "has no key 'optimiser'; it takes architecture"),
+        ("optimizer.lr=1", "optimizer has no key 'lr'; it takes name, learning_rate"),
+        ("optimizer.name=sgd", "optimizer.name takes one of adam, adamw, got 'sgd'"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate takes a number, got 'fast'"),
+        ("optimizer.rules=[{lr_scale: 1}]", "optimizer.rules.0 lacks 'pattern'"),
+        ("optimizer.rules=[{pattern: a, eval_mode: true}]", "eval_mode needs freeze"),
+        ("training.batch_size=2.5", "training.batch_size takes a whole number, got 2.5"),
+        ("training.batch_size=0", "training.batch_size must be at least 1"),
+        ("training.channels_last=1", "training.channels_last takes true or false, got 1"),
+        ("training.epochs=null", "either epochs or max_steps"),
+        ("schedule={name: step}", "schedule.milestones"),
+        ("processor.tokenizer=pretrained", "processor.path"),
+        ("architecture.size=3", "architecture cannot be set|'lts', which holds no keys"),
+        ("training.seed", "is not an override"),
+        ("model=7", "model takes keys, got 7"),
+    ],
+)
+def test_wrong_recipes_say_what_is_wrong(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(LTS, [override])
+
+
+def test_overrides_reach_nested_values_of_their_type():
+    asked = ["optimizer.learning_rate=5e-5", "training.max_steps=7", "model.vision_config.arguments.stem_width=8"]
+    recipe = load_recipe(LTS, [*asked, "data.augment=[flip]", "optimizer.rules.0.weight_decay=0.5"])
+    assert recipe.optimizer.learning_rate == 5e-5  # YAML 1.1 takes this spelling for text
+    assert (recipe.training.max_steps, recipe.training.epochs) == (7, None)
+    assert recipe.model["vision_config"]["arguments"]["stem_width"] == 8
+    assert recipe.data.augment == ["flip"] and recipe.optimizer.rules[0].weight_decay == 0.5
+
+
+# --- schedules and parameter groups
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",  # at steps 0, 10, 50 and 99 of 100, ten to an epoch
+    [
+        (ScheduleRecipe(name="constant"), [1, 1, 1, 1]),
+        (ScheduleRecipe(name="poly", power=0.9), [1, 0.9**0.9, 0.5**0.9, 0.01**0.9]),
+        (ScheduleRecipe(name="step", milestones=[1, 5]), [1, 0.1, 0.01, 0.01]),
+        (ScheduleRecipe(name="cosine", floor=0.5), [1, 0.98777, 0.75, 0.50012]),
+        (ScheduleRecipe(name="poly", power=1, warmup_steps=20), [1 / 21, 11 / 21, 1 - 30 / 80, 1 - 79 / 80]),
+    ],
+)
+def test_schedules(schedule, expected):
+    factors = [learning_rate_factor(schedule, step, 100, 10) for step in (0, 10, 50, 99)]
+    assert factors == pytest.approx(expected, abs=1e-4)
+
+
+def test_lavt_trains_and_decays_what_its_paper_does():
+    recipe = load_recipe(LAVT)
+    with torch.device("meta"):
+        model = AutoModelForImageSegmentation.from_config(AutoConfig.for_model("lavt"))
+    assert freeze(model, recipe.optimizer) == []  # frozen layers of BERT keep their dropout
+    decay = {
+        id(p): group["weight_decay"] for group in parameter_groups(model, recipe.optimizer) for p in group["params"]
+    }
+    of = {name: decay.get(id(parameter)) for name, parameter in model.named_parameters()}
+    frozen = {name for name, value in of.items() if value is None}
+    assert {name.split(".")[0] for name in frozen} == {"text_encoder", "gates"}
+    assert sum(p.numel() for n, p in model.named_parameters() if n.startswith("text_encoder") and n not in frozen) == (
+        10 * (12 * 768**2 + 13 * 768)  # ten layers: 12 d^2 weights, 9 d biases, 4 d of two norms
+    )
+    undecayed = {name for name, value in of.items() if value == 0}
+    assert all(name.startswith("vision_encoder.") for name in undecayed)
+    assert {"vision_encoder.norms.3.weight", "vision_encoder.backbone.patch_embed.norm.bias"} <= undecayed
+    assert of["vision_encoder.backbone.layers.0.blocks.0.attn.qkv.bias"] == 0.01
+    assert of["decoder.levels.0.norm1.weight"] == 0.01
+    assert of["text_encoder.encoder.layer.0.output.LayerNorm.weight"] == 0.01
+
+
+class _Toy(nn.Module):
+    _keys_without_gradient = (r"^unused\.",)
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+        self.head, self.unused = nn.Linear(2, 1), nn.Linear(2, 1)
+
+
+def test_rules_apply_in_order_and_frozen_encoders_can_rest():
+    model = _Toy()
+    rules = [Rule(pattern="^head", lr_scale=10.0), Rule(pattern="bias$", weight_decay=0.0)]
+    recipe = OptimizerRecipe(learning_rate=0.1, weight_decay=0.3, rules=[*rules, Rule(pattern="^encoder", freeze=True)])
+    assert freeze(model, recipe) == []
+    groups = [(g["lr"], g["weight_decay"], len(g["params"])) for g in parameter_groups(model, recipe)]
+    assert groups == [(1.0, 0.3, 1), (1.0, 0.0, 1)]
+    recipe.rules[-1].eval_mode = True
+    assert model.encoder in freeze(model, recipe) and model.head not in freeze(model, recipe)
+    recipe.rules.append(Rule(pattern="backbone", freeze=True))
+    with pytest.raises(ValueError, match="no parameter matches 'backbone'"):
+        freeze(model, recipe)
+
+
+# --- the order of data
+
+
+def test_processes_and_pieces_share_the_same_global_batches():
+    whole = [set(batch) for batch in StepBatches(50, 8, seed=3, start=0, stop=13)]
+    dealt = [list(StepBatches(50, 8, 3, 0, 13, rank=rank, processes=2, accumulation=2)) for rank in range(2)]
+    pieces = [
+        set(sum((dealt[rank][2 * step + piece] for rank in range(2) for piece in range(2)), [])) for step in range(13)
+    ]
+    assert pieces == whole and all(len(batch) == 8 for batch in whole)
+    epochs = [whole[first : first + 6] for first in (0, 6)]
+    assert all(len(set.union(*epoch)) == 48 for epoch in epochs)  # no row twice in an epoch
+    assert [{index for _, index in batch} for batch in epochs[0]] != [{index for _, index in b} for b in epochs[1]]
+    assert [set(batch) for batch in StepBatches(50, 8, 3, 9, 13)] == whole[9:]
+    with pytest.raises(ValueError, match="must divide it"):
+        StepBatches(50, 8, 0, 0, 1, processes=3)
+    with pytest.raises(ValueError, match="fewer than a batch"):
+        StepBatches(7, 8, 0, 0, 1)
+
+
+def test_references_are_the_objects_of_images_with_their_expressions():
+    scenes = load_refscenes("refscenes", "val", 4, image_size=64)
+    references = References(scenes)
+    said = [expression["expression_id"] for row in scenes for expression in row["expressions"]]
+    seen = [
+        expression["expression_id"]
+        for row in map(references.__getitem__, range(len(references)))
+        for expression in row["expressions"]
+    ]
+    assert sorted(seen) == sorted(said)
+    assert all(len({e["ref_id"] for e in references[i]["expressions"]}) == 1 for i in range(len(references)))
+    assert len(references) > len(scenes)
+
+
+# --- training
+
+
+def test_run_folder_holds_what_describes_the_run(trained):
+    described = json.loads((trained / "run.json").read_text())
+    assert described["recipe"]["model"]["fusion_dim"] == 8 and described["recipe"]["training"]["seed"] == 0
+    assert torch.__version__.startswith(described["versions"]["torch"])
+    assert described["hardware"]["processes"] == 1 and described["result"]["steps"] == 6
+    lines = log_of(trained)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {"segmentation", "location", "gradient_norm", "images_per_second"} <= lines[0].keys()
+    evaluations = [line["evaluation"]["mIoU"] for line in lines if "evaluation" in line]
+    assert len(evaluations) == 2 and described["result"]["best_mIoU"] == max(evaluations)
+    assert [entry.name for entry in sorted((trained / "checkpoints").iterdir())] == ["step_00000004", "step_00000006"]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [[], [*TINY_LAVT, "training.ema_decay=0.9", "training.accumulation=2", "training.workers=1"]],
+    ids=["lts", "lavt"],
+)
+def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, extra):
+    whole = run(tmp_path / "whole", *extra) if extra else trained
+    broken = run(tmp_path / "broken", *extra, "--stop-at-step", "5")
+    # as SIGKILL leaves it: steps after the last whole checkpoint, a checkpoint and a log line half written
+    (broken / "checkpoints" / "step_00000005").rename(broken / "checkpoints" / "step_00000006.tmp")
+    with (broken / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(broken, *extra)
+    run(broken, *extra, "--resume")
+    assert_same_weights(whole, broken)
+    assert_same_weights(whole, broken, "best")
+    for ours, theirs in zip(log_of(whole), log_of(broken), strict=True):
+        assert (ours["step"], ours.get("loss"), ours.get("evaluation")) == (
+            theirs["step"],
+            theirs.get("loss"),
+            theirs.get("evaluation"),
+        )
+
+
+def test_another_seed_is_another_run(trained, tmp_path):
+    other = run(tmp_path / "other", "training.seed=1", "--stop-at-step", "1")
+    assert log_of(other)[0]["loss"] != log_of(trained)[0]["loss"]
+
+
+def test_accumulated_pieces_count_every_expression_alike(tmp_path):
+    # batch statistics depend on the pieces: keep them fixed, and train what lies behind them
+    rules = "optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]"
+    norms = []
+    for pieces in (1, 2, 4):
+        folder = run(tmp_path / str(pieces), rules, f"training.accumulation={pieces}", "--stop-at-step", "1")
+        norms.append((log_of(folder)[0]["gradient_norm"], log_of(folder)[0]["loss"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] == pytest.approx(norms[2], rel=1e-4)
+
+
+def test_a_frozen_encoder_keeps_weights_and_batch_statistics(trained, tmp_path):
+    frozen = "optimizer.rules=[{pattern: ^vision_encoder, freeze: true, eval_mode: true}]"
+    run(tmp_path / "tuned", f"initialize.weights={trained / 'last'}", "model={}", frozen, "training.max_steps=2")
+    before, after = (load_file(folder / "last" / "model.safetensors") for folder in (trained, tmp_path / "tuned"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith("vision_encoder.") for name in changed)
+    assert any(name.endswith("running_mean") for name in changed)
+
+
+def test_bf16_trains(tmp_path):
+    lines = log_of(run(tmp_path / "bf16", "training.mixed_precision=bf16", "--stop-at-step", "2"))
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
+
+
+def test_a_diverged_run_stops_and_says_so(tmp_path):
+    with pytest.raises(RuntimeError, match="loss is nan at step"):
+        run(tmp_path / "diverged", "optimizer.learning_rate=1e38", "training.clip_norm=0", "schedule.warmup_steps=0")
+
+
+# --- evaluation
+
+
+def scores(*arguments: str) -> dict:
+    _forget_accelerator()
+    return evaluate(["--split", "val", "--size", "6", "--image-size", "64", *arguments])
+
+
+def test_results_do_not_depend_on_the_batch_and_can_be_had_from_the_file(trained, tmp_path):
+    best, file = str(trained / "best"), tmp_path / "answers.jsonl"
+    whole = scores("--model", best, "--output", str(file), "--result", str(tmp_path / "result.json"))
+    cut = scores("--model", best, "--batch-size", "4", "--max-expressions", "3")
+    expected = sum(len(row["expressions"]) for row in load_refscenes("refscenes", "val", 6, image_size=64))
+    assert whole["expressions"] == cut["expressions"] == expected and whole["images"] == 6
+    assert whole["protocols"]["original"] == pytest.approx(cut["protocols"]["original"], abs=1e-3)
+    report = evaluate_predictions(file, ["original"], resamples=10)["protocols"]["original"]["overall"]
+    metrics = whole["protocols"]["original"]
+    assert {name: entry["value"] for name, entry in report.items()} == pytest.approx(
+        {name: metrics[name] for name in report}
+    )
+    assert json.loads((tmp_path / "result.json").read_text())["protocols"] == whole["protocols"]
+
+
+def test_training_and_evaluate_py_agree(trained):
+    logged = max((line["evaluation"] for line in log_of(trained) if "evaluation" in line), key=lambda m: m["mIoU"])
+    assert scores("--model", str(trained / "best"), "--size", "4")["protocols"]["original"] == pytest.approx(logged)
+
+
+def test_protocols_with_a_threshold_of_their_own_cut_the_probability(trained):
+    result = scores("--model", str(trained / "best"), "--protocols", "original", "cris", "lavt480")["protocols"]
+    assert result.keys() == {"original", "cris", "lavt480"}
+    # a model hardly trained is nowhere sure: everything lies above 0.35, half of it above 0.5
+    assert result["cris"]["oIoU"] != result["original"]["oIoU"]
+    assert result["lavt480"]["oIoU"] == pytest.approx(result["original"]["oIoU"], abs=0.01)
+
+
+def test_largest_object_control():
+    scenes = load_refscenes("refscenes", "val", 6, image_size=64)
+    expected = []
+    for row in scenes:
+        masks = [decode_mask(entry["mask"]) for entry in row["objects"]]
+        largest = max(masks, key=lambda mask: mask.sum())
+        for said in row["expressions"]:
+            target = np.any([masks[index] for index in said["object_indices"]], axis=0)
+            expected.append((largest & target).sum() / (largest | target).sum())
+    assert scores("--control", "largest_object")["protocols"]["original"]["mIoU"] == pytest.approx(np.mean(expected))
+
+
+def test_controls_exchange_the_text_and_nothing_else():
+    scenes = load_refscenes("refscenes", "val", 6, image_size=64)
+    plain = ScoredRows(scenes)
+    said_of = {text["text"]: row for row in scenes for text in row["expressions"]}
+    others = {control: ScoredRows(scenes, control=f"other_{control}_expression") for control in ("scene", "object")}
+    exchanged = 0
+    for index in range(len(plain)):
+        own = {said["expression_id"]: said for said in plain[index]["expressions"]}
+        for control, rows in others.items():
+            row = rows[index]
+            assert [entry["expression_id"] for entry in row["metadata"]] == [
+                e["expression_id"] for e in row["expressions"]
+            ]
+            for said, entry, target in zip(row["expressions"], row["metadata"], row["targets"]):
+                original = own[said["expression_id"]]
+                assert entry["text"] == original["text"] and said["object_indices"] == original["object_indices"]
+                assert target.any() and said["text"] in said_of
+                exchanged += said["text"] != original["text"]
+                if control == "object":
+                    giver = next(e for e in scenes[index]["expressions"] if e["text"] == said["text"])
+                    assert not set(giver["object_indices"]) & set(original["object_indices"])
+        again = ScoredRows(scenes, control="other_scene_expression")[index]
+        assert [e["text"] for e in again["expressions"]] == [e["text"] for e in others["scene"][index]["expressions"]]
+    assert exchanged > len(said_of)
+
+
+# --- benchmark
+
+
+def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
+    file = tmp_path / "result.json"
+    result = benchmark(
+        ["--model", str(trained / "last"), "--expressions", "40", "--repeats", "1", "--cpu", "--result", str(file)]
+    )
+    model = AutoModelForImageSegmentation.from_pretrained(trained / "last").eval()
+    inputs = random_inputs(model.config, 5, torch.device("cpu"), result["words"])
+    assert count_flops(model, inputs) == result["flops"]["image"] + 5 * result["flops"]["expression"]
+    assert result["flops"]["image"] > 0 and result["multiply_adds"]["image"] * 2 == result["flops"]["image"]
+    assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
+    assert set(result["latency_seconds"]) == {"1", "40", "40 calls"} and min(result["latency_seconds"].values()) > 0
+    assert result["peak_memory_bytes"]["40"] > result["peak_memory_bytes"]["1"] > 0
+    assert json.loads(file.read_text())["flops"] == result["flops"]
+
+
+def test_live_tensors_counts_storages_until_they_are_freed():
+    x = torch.ones(1000)
+    with LiveTensors() as tensors:
+        y = x + 1  # 4,000 bytes
+        z = y.view(10, 100).relu_()  # shares y's storage
+        w = torch.cat([z, z])  # 8,000 more
+        del y, z, w
+        x.add_(1)
+        v = x * 2
+    assert (tensors.peak, tensors.live) == (12_000, 4_000)
+    del v
+    assert tensors.live == 0
+
+
+# --- processes
+
+
+def command(script: str, *arguments: str, processes: int = 1) -> list[str]:
+    launch = [sys.executable]
+    if processes > 1:
+        configuration = ROOT / "train" / "accelerate" / "cpu_two.yaml"
+        launch += ["-m", "accelerate.commands.launch", "--config_file", str(configuration)]
+    return [*launch, str(ROOT / "train" / script), *arguments]
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*arguments, **options), env=environment, stderr=subprocess.DEVNULL, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
+    folder, result = tmp_path / "two", tmp_path / "result.json"
+    # fixed batch statistics, as each process has its own
+    fixed = ["optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]"]
+    assert start("train.py", "--recipe", str(LTS), *TINY, *fixed, f"output_dir={folder}", processes=2).wait() == 0
+    assert json.loads((folder / "run.json").read_text())["hardware"]["processes"] == 2
+    one = run(tmp_path / "one", *fixed)
+    for ours, theirs in zip(log_of(one), log_of(folder), strict=True):
+        for name in {"loss", "gradient_norm", "segmentation"} & ours.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+    asked = ["--model", str(trained / "best"), "--split", "val", "--size", "7", "--image-size", "64"]
+    arguments = [*asked, "--result", str(result), "--output", str(tmp_path / "two.jsonl")]
+    assert start("evaluate.py", *arguments, processes=2).wait() == 0
+    two = json.loads(result.read_text())
+    assert two["hardware"]["processes"] == 2
+    _forget_accelerator()
+    alone = evaluate([*asked, "--output", str(tmp_path / "one.jsonl")])
+    assert two["expressions"] == alone["expressions"]
+    assert two["protocols"]["original"] == pytest.approx(alone["protocols"]["original"], abs=1e-3)
+    ids = [[json.loads(line)["expression_id"] for line in (tmp_path / f"{n}.jsonl").open()] for n in ("one", "two")]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_step_and_resumed_equals_left_alone(tmp_path):
+    longer = ["training.max_steps=40", "training.save_every=5", "training.ema_decay=0.9"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = ["--recipe", str(LTS), *TINY, *longer]
+    assert start("train.py", *arguments, f"output_dir={whole}").wait() == 0
+    process = start("train.py", *arguments, f"output_dir={killed}")
+    fatal = random.randrange(1, 40)
+    while not (killed / "log.jsonl").exists() or max(line["step"] for line in log_of(killed)) < fatal:
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start("train.py", *arguments, f"output_dir={killed}", "--resume").wait() == 0
+    assert_same_weights(whole, killed)
+    assert json.loads((killed / "run.json").read_text())["result"]["steps"] == 40
