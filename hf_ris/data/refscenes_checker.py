@@ -203,10 +203,10 @@ def _texture_of(places: np.ndarray, pixels: np.ndarray, colour: str) -> str:
     part = (pixels - base) @ step / (step @ step)
     if part.max() < 0.2:
         return TEXTURES[0]
-    chosen = np.linspace(0, len(places) - 1, min(len(places), 120)).astype(int)
+    chosen = np.linspace(0, len(places) - 1, min(len(places), 150)).astype(int)
     rows, columns = (places[chosen] - places.min(0)).T
     shifts = np.arange(26)
-    best = (np.inf, "")
+    best = (float(np.abs(part[chosen]).mean()), TEXTURES[0])  # plain, with a highlight that looks like a second tone
     for name, tile in _patterns():
         seen = tile[rows[None, None] + shifts[:, None, None], columns[None, None] + shifts[None, :, None]]
         best = min(best, (float(np.abs(seen - part[chosen]).mean(-1).min()), name))
@@ -230,7 +230,7 @@ def look(image: np.ndarray, masks: list[np.ndarray]) -> list[Thing]:
                 pixels, rest = (image[where[:, 0], where[:, 1]].astype(np.float32) for where in (places, others))
                 colour, distance = _colour_of(pixels)
                 distance += float(np.abs(rest - shares @ tones(colour)[:-1]).sum())
-                mean = round(distance / (len(places) + len(others)), 1)
+                mean = round(distance / (len(places) + len(others)), 2)
                 views.append((mean, outline.area, outline.category, outline.size, colour, places, pixels))
         if not views:
             raise ValueError(f"mask {number} has the outline of nothing that is drawn")
