@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -235,7 +234,7 @@ def fetch(reference: str) -> Path:
         return Path(snapshot_download(name, revision=info.sha, allow_patterns=names, token=False))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise Refusal(f"The Hub has no public model {reference}.") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise Refusal(f"The Hub could not be reached for {reference}; try again later.") from error
 
 

@@ -523,8 +523,9 @@ def test_a_picture_that_a_model_would_enlarge_without_bound_is_refused(zoo, comp
         inference.run_model(entry, loaded, strip, ["star"], zoo.device)
 
 
-def test_an_unreachable_hub_is_one_sentence(checkpoints, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize(("setting", "value"), [("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")])
+def test_an_unreachable_hub_is_one_sentence(checkpoints, monkeypatch, setting, value):
+    monkeypatch.setattr(f"huggingface_hub.constants.{setting}", value)
     with pytest.raises(Refusal, match="The Hub could not be reached for owner/name"):
         zoo_module.Zoo(checkpoints, allow_folders=False).add("owner/name")
 

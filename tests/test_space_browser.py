@@ -251,6 +251,12 @@ def test_no_sideways_scrolling(page, width):
     metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     page.example(0)
+    page.write("the star " * 40 + "\n" + "x" * 300 + "\nالكرة الحمراء")
+    page.segment()
+    page.wait(lambda: len(page.texts(".ris-text")) == 6)
+    script = """const width = selector => [...document.querySelectorAll(selector)].map(e => e.getBoundingClientRect())
+        return width('.ris-score').every((score, k) => score.right <= width('.ris-panel')[Math.floor(k / 3)].right)"""
+    assert page.driver.execute_script(script)
     assert page.driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
