@@ -1,0 +1,76 @@
+"""Put a trained model, with all that tells how it came to be, into a folder that is small enough for the repository.
+
+    python train/evaluate.py --model outputs/lts-refscenes/best --split test --result outputs/lts-refscenes/test.json
+    python train/bundle.py outputs/lts-refscenes space/checkpoints/lts-refscenes outputs/lts-refscenes/test.json
+
+The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and results.json:
+what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of train/evaluate.py), keyed by
+split and control. The first 200 steps can be replayed, and their log compared with the one here:
+
+    python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json output_dir=outputs/replay --stop-at-step 200
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+LIMIT = 9_000_000  # bytes of weights: the repository carries tiny models only
+
+
+def results(run: Path, evaluations: list[Path]) -> dict[str, Any]:
+    """What results.json says: the run's own facts, and each evaluation under `split` or `split/control`."""
+    facts = json.loads((run / "run.json").read_text())
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [entry for entry in log if "loss" in entry]
+    measured = {}
+    for path in evaluations:
+        one = json.loads(path.read_text())
+        key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
+        measured[key] = {name: one[name] for name in ("expressions", "images", "protocols", "revision", "hardware")}
+    return {
+        "trained_on": [facts["recipe"]["data"]["name"]],
+        "architecture": facts["recipe"]["architecture"],
+        "parameters": facts["parameters"],
+        "seed": facts["recipe"]["training"]["seed"],
+        "steps": steps[-1]["step"],
+        "training_seconds": round(steps[-1]["seconds"]),
+        "revision": facts["revision"],
+        "versions": facts["versions"],
+        "hardware": facts["hardware"],
+        "results": measured,
+    }
+
+
+def bundle(run: Path, out: Path, evaluations: list[Path]) -> None:
+    """Write the folder `out` from a run's folder.
+
+    Raises:
+        ValueError: weights over LIMIT.
+    """
+    size = (run / "best" / "model.safetensors").stat().st_size
+    if size > LIMIT:
+        raise ValueError(f"{run / 'best'} has {size / 1e6:.1f} MB of weights; at most {LIMIT / 1e6:.0f} MB are bundled.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        shutil.copyfile(run / "best" / name, out / name)
+    shutil.copyfile(run / "log.jsonl", out / "log.jsonl")
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(results(run, evaluations), indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="output_dir of a training run")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
+    options = parser.parse_args()
+    bundle(options.run, options.out, options.evaluations)
+
+
+if __name__ == "__main__":
+    main()
