@@ -440,8 +440,11 @@ def start(*arguments, **options) -> subprocess.Popen:
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
     folder, result = tmp_path / "two", tmp_path / "result.json"
-    # fixed batch statistics, as each process has its own
-    fixed = ["optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]"]
+    fixed = [  # batch statistics, as each process has its own; three images to evaluate, which two do not divide
+        "optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]",
+        "data.validation_size=3",
+        "evaluation.batch_size=1",
+    ]
     assert start("train.py", "--recipe", str(LTS), *TINY, *fixed, f"output_dir={folder}", processes=2).wait() == 0
     assert json.loads((folder / "run.json").read_text())["hardware"]["processes"] == 2
     one = run(tmp_path / "one", *fixed)
@@ -458,7 +461,7 @@ def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
     assert two["expressions"] == alone["expressions"]
     assert two["protocols"]["original"] == pytest.approx(alone["protocols"]["original"], abs=1e-3)
     ids = [[json.loads(line)["expression_id"] for line in (tmp_path / f"{n}.jsonl").open()] for n in ("one", "two")]
-    assert ids[0] == ids[1]
+    assert ids[0] == ids[1] and len(ids[0]) == two["expressions"]
 
 
 @pytest.mark.slow

@@ -125,7 +125,12 @@ def evaluate_model(
     own_thresholds = any(PROTOCOLS[name].threshold is not None for name in protocols)
     evaluator = Evaluator(protocols, probabilities=own_thresholds and model is not None)
     rows = ScoredRows(dataset, max_expressions, control)
-    own = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    if not len(rows):
+        raise ValueError("The data set has no expression to evaluate.")
+    # All processes have equally many batches, since in a sharded or DDP model each forward waits for the others; what
+    # is answered twice for that counts once, by its id.
+    each, processes = -(-len(rows) // accelerator.num_processes), accelerator.num_processes
+    own = [(accelerator.process_index + processes * index) % len(rows) for index in range(each)]
     loader = DataLoader(Subset(rows, own), batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
     if model is not None:
         model.eval()
@@ -206,8 +211,8 @@ class PredictionsFile:
         if self.accelerator.is_main_process:
             parts = [self._part(rank) for rank in range(self.accelerator.num_processes)]
             lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
-            lines.sort(key=lambda line: json.loads(line)["expression_id"])
-            self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            by_id = {json.loads(line)["expression_id"]: line for line in reversed(lines)}
+            self.path.write_text("".join(f"{by_id[key]}\n" for key in sorted(by_id)), encoding="utf-8")
             for part in parts:
                 part.unlink()
 

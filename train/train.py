@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -74,13 +74,13 @@ class Training:
             corpus, self.rows = build_rows(data, settings.seed)
             self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
         self.module, self.processor = build_model(recipe, corpus)
+        if settings.sync_batch_norm and accelerator.num_processes > 1:
+            self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         self.still = freeze(self.module, recipe.optimizer)
         if settings.gradient_checkpointing:
             self.module.gradient_checkpointing_enable()
         if settings.channels_last:
             self.module.to(memory_format=torch.channels_last)
-        if settings.sync_batch_norm and accelerator.num_processes > 1:
-            self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         self.module.to(accelerator.device)
         self.average = AveragedWeights(self.module, settings.ema_decay) if settings.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(self.module, build_optimizer(self.module, recipe.optimizer))
@@ -214,6 +214,8 @@ class Training:
         """Metrics on the validation split; the best model so far, by mIoU, is kept in best/."""
         settings, step = self.recipe.evaluation, self.progress.step
         model, processor, state = self.saveable()
+        if self.average:  # batch statistics differ between processes: those of the first are saved
+            broadcast(list(self.average.model.buffers()))
         metrics = evaluate_model(
             self.accelerator,
             self.average.model if self.average else self.model,
