@@ -3,11 +3,11 @@
     python train/evaluate.py --model outputs/lts-refscenes/best --split test --result outputs/lts-refscenes/test.json
     python train/bundle.py outputs/lts-refscenes space/checkpoints/lts-refscenes outputs/lts-refscenes/test.json
 
-The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and results.json:
-what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of train/evaluate.py), keyed by
-split and control. The first 200 steps can be replayed, and their log compared with the one here:
+The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and
+results.json: what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of
+train/evaluate.py), keyed by split and control. The first 200 steps can be replayed and compared with the log:
 
-    python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json output_dir=outputs/replay --stop-at-step 200
+    python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json --stop-at-step 200 output_dir=again
 """
 
 import argparse
@@ -53,7 +53,9 @@ def bundle(run: Path, out: Path, evaluations: list[Path]) -> None:
     """
     size = (run / "best" / "model.safetensors").stat().st_size
     if size > LIMIT:
-        raise ValueError(f"{run / 'best'} has {size / 1e6:.1f} MB of weights; at most {LIMIT / 1e6:.0f} MB are bundled.")
+        raise ValueError(
+            f"{run / 'best'} has {size / 1e6:.1f} MB of weights; at most {LIMIT / 1e6:.0f} MB are bundled."
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(run / "best" / name, out / name)

@@ -24,9 +24,11 @@ class StrictConfig(PreTrainedConfig):
         unknown = sorted(set(kwargs) - known - _TRANSFORMERS_KEYS)
         if unknown:
             own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
-            raise ValueError(f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(own)}.")
-        # `sub_configs = {"vision_config": VisionEncoderConfig, ...}` on a class makes dicts of those fields configs;
-        # a class sets its own defaults before it calls this. (transformers' `sub_configs_defaults` is younger than 5.17.)
+            raise ValueError(
+                f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(own)}."
+            )
+        # `sub_configs = {"vision_config": VisionEncoderConfig, ...}` on a class makes dicts of those fields configs; a
+        # class sets its own defaults before it calls this. (transformers' `sub_configs_defaults` is younger than 5.17.)
         for name, config_class in self.sub_configs.items():
             value = self.__dict__[name]
             if not isinstance(value, PreTrainedConfig):

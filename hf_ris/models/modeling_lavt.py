@@ -45,7 +45,8 @@ def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = wide - wide.mean(1, keepdim=True)
-    return (centred * (centred.square().mean(1, keepdim=True) + eps).rsqrt()).to(x.dtype)  # faster than var_mean on CPUs
+    variance = centred.square().mean(1, keepdim=True)  # torch.var_mean takes longer on CPUs
+    return (centred * (variance + eps).rsqrt()).to(x.dtype)
 
 
 class PixelWordAttention(nn.Module):

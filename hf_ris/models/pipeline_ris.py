@@ -13,8 +13,8 @@ TASK = "referring-image-segmentation"
 class ReferringImageSegmentationPipeline(Pipeline):
     """Segments what expressions refer to.
 
-    `pipe(image, ["the man in red", "left dog"])` gives, per expression, `{"text", "mask", "score", "heatmap"}`: mask is a
-    PIL image of mode L (0 or 255) at the image's size, score lies in [0, 1], heatmap is a PIL image of mode L: the
+    `pipe(image, ["the man in red", "left dog"])` gives, per expression, `{"text", "mask", "score", "heatmap"}`: mask is
+    a PIL image of mode L (0 or 255) at the image's size, score lies in [0, 1], heatmap is a PIL image of mode L: the
     probability times 255. `pipe([{"image": ..., "text": [...]}, ...])` takes several images. The image is a PIL image,
     a path or a URL; `threshold=` replaces the processor's own.
     """

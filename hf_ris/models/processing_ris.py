@@ -220,7 +220,7 @@ class RisProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "RisProcessor":
-        """The architecture's preprocessing at the config's image size and text length; here `squash`, others override."""
+        """The architecture's preprocessing at the config's image and text size; here `squash`, others override."""
         return cls(RisImageProcessor(image_size=config.image_size), tokenizer, max_text_length=config.max_text_length)
 
     def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
@@ -273,7 +273,9 @@ class RisProcessor(ProcessorMixin):
         labels = []
         for index, (image, group, of_image) in enumerate(zip(images, texts, nested)):
             if len(group) != len(of_image):
-                raise ValueError(f"Image {index} has {len(group)} expressions and {len(of_image)} masks; give one each.")
+                raise ValueError(
+                    f"Image {index} has {len(group)} expressions and {len(of_image)} masks; give one each."
+                )
             for mask in of_image:
                 mask = np.asarray(mask)
                 if mask.shape != (image.height, image.width):

@@ -92,7 +92,7 @@ class BiGru(nn.Module):
         self.channels = hidden_size * (2 if combine == "concat" else 1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding, and their mean (N, C)."""
+        """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding; mean (N, C)."""
         mask = attention_mask.to(self.embedding.weight.dtype)[..., None]
         words = self.embedding(input_ids) * mask
         reverse = reversed_positions(attention_mask)[..., None]

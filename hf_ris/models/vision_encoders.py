@@ -152,13 +152,13 @@ class SwinEncoder(VisionEncoder):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/4, W/4, C); sides that the patch (4) does not divide are zero-padded right and below."""
+        """(B, 3, H, W) -> (B, H/4, W/4, C); sides that the patch (4) does not divide are zero-padded right, below."""
         height, width = pixel_values.shape[-2:]
         patch_h, patch_w = self.backbone.patch_embed.patch_size
         return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % patch_w, 0, -height % patch_h)))
 
     def stage(self, index: int, x: Tensor) -> Tensor:
-        """Stage `index` (0-3), its patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C) but for stage 0."""
+        """Stage `index` (0-3), its patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C); stage 0 keeps."""
         return self.backbone.layers[index](x)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
