@@ -158,7 +158,7 @@ class SwinEncoder(VisionEncoder):
         return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % patch_w, 0, -height % patch_h)))
 
     def stage(self, index: int, x: Tensor) -> Tensor:
-        """Stage `index` (0-3), its patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C); stage 0 keeps."""
+        """Stage `index` (0-3), patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C); stage 0 keeps."""
         return self.backbone.layers[index](x)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
