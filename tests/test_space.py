@@ -330,6 +330,17 @@ def test_bundled_models_are_found_and_described(zoo):
     assert zoo.bundled[1].label == "LTS · trained on RefScenes: drawn scenes, not photographs"
 
 
+def test_what_the_space_brings_along():
+    """A checkpoint of each promised architecture: small, whole, and plain about its training."""
+    zoo = zoo_module.Zoo(SPACE / "checkpoints", allow_folders=False)
+    assert {"LTS", "LAVT"} <= {entry.architecture for entry in zoo.bundled}
+    for entry in zoo.bundled:
+        assert (entry.folder / "model.safetensors").stat().st_size <= 8_000_000
+        assert entry.note == zoo_module.SCENES_NOTE
+        zoo_module.check_config(entry.key, entry.folder)
+        assert zoo.get(entry).parameters > 0
+
+
 @pytest.mark.parametrize(
     ("files", "names"),
     [

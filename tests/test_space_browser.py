@@ -88,7 +88,7 @@ class Page:
         driver.get(address)
         self.wait(lambda: self.all("#ris-examples img") and self.all(".ris-welcome"))
 
-    def wait(self, condition, seconds: float = 60):
+    def wait(self, condition, seconds: float = 120):
         return WebDriverWait(self.driver, seconds, poll_frequency=0.1).until(lambda _: condition())
 
     def all(self, selector: str):
