@@ -15,6 +15,10 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
+# Arguments of timm.create_model that read files or the network.
+_TIMM_LOADING_KEYS = frozenset("pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir".split())
+
+
 @strict
 class StrictConfig(PreTrainedConfig):
     """A `PreTrainedConfig` that refuses a field it does not know, naming the field and what it could have been."""
@@ -55,6 +59,12 @@ class VisionEncoderConfig(StrictConfig):
     pretrained_tag: str | None = None
     arguments: dict[str, Any] | None = None
     output_stages: list[int] | tuple[int, ...] = (2, 3, 4, 5)
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        loading = sorted(_TIMM_LOADING_KEYS & set(self.arguments or ()))
+        if loading:  # a config from the Hub must not make timm read files or the network
+            raise ValueError(f"VisionEncoderConfig: arguments shape an encoder and load nothing; drop {loading}.")
 
 
 @strict
