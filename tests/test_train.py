@@ -310,6 +310,16 @@ def test_bf16_trains(tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line)
 
 
+def test_tensorboard_receives_what_the_log_does(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(tmp_path / "tracked", "tracking.name=tensorboard", "--stop-at-step", "2")
+    events = EventAccumulator(str(folder / "tracking" / "hf_ris")).Reload()
+    losses = [line["loss"] for line in log_of(folder) if "loss" in line]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert [event.step for event in events.Scalars("validation/mIoU")] == [2]
+
+
 def test_a_diverged_run_stops_and_says_so(tmp_path):
     with pytest.raises(RuntimeError, match="loss is nan at step"):
         run(tmp_path / "diverged", "optimizer.learning_rate=1e38", "training.clip_norm=0", "schedule.warmup_steps=0")
