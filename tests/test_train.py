@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForImageSegmentation
 from hf_ris.data import decode_mask
 from hf_ris.data.refscenes import load_refscenes
 from hf_ris.metrics import evaluate_predictions
-from train.benchmark import LiveTensors, count_flops, random_inputs
+from train.benchmark import LiveTensors, count_flops, flop_parts, random_inputs
 from train.benchmark import main as benchmark
 from train.build import References
 from train.evaluate import ScoredRows
@@ -415,6 +415,12 @@ def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
     assert set(result["latency_seconds"]) == {"1", "40", "40 calls"} and min(result["latency_seconds"].values()) > 0
     assert result["peak_memory_bytes"]["40"] > result["peak_memory_bytes"]["1"] > 0
     assert json.loads(file.read_text())["flops"] == result["flops"]
+
+
+def test_flops_of_lavt_are_those_of_the_published_program():
+    """398 GFLOP with a multiply-add as two, 20 words, counted on the published program; BERT's masks need values."""
+    parts = flop_parts(AutoConfig.for_model("lavt"), expressions=2, words=20)
+    assert parts["image"] + parts["expression"] == pytest.approx(398e9, rel=0.01)
 
 
 def test_live_tensors_counts_storages_until_they_are_freed():
