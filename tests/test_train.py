@@ -291,7 +291,15 @@ def test_accumulated_pieces_count_every_expression_alike(tmp_path):
     rules = "optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]"
     norms = []
     for pieces in (1, 2, 4):
-        folder = run(tmp_path / str(pieces), rules, f"training.accumulation={pieces}", "--stop-at-step", "1")
+        # all expressions of an image: images have different numbers of them
+        folder = run(
+            tmp_path / str(pieces),
+            rules,
+            "data.max_expressions=null",
+            f"training.accumulation={pieces}",
+            "--stop-at-step",
+            "1",
+        )
         norms.append((log_of(folder)[0]["gradient_norm"], log_of(folder)[0]["loss"]))
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] == pytest.approx(norms[2], rel=1e-4)
 
@@ -391,6 +399,11 @@ def test_controls_exchange_the_text_and_nothing_else():
                 assert entry["text"] == original["text"] and said["object_indices"] == original["object_indices"]
                 assert target.any() and said["text"] in said_of
                 exchanged += said["text"] != original["text"]
+                if control == "scene":
+                    elsewhere = [
+                        e["text"] for place, other in enumerate(scenes) if place != index for e in other["expressions"]
+                    ]
+                    assert said["text"] in elsewhere
                 if control == "object":
                     giver = next(e for e in scenes[index]["expressions"] if e["text"] == said["text"])
                     assert not set(giver["object_indices"]) & set(original["object_indices"])

@@ -7,6 +7,7 @@ fields of the architecture's config, which checks them itself.
 import dataclasses
 import re
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -184,9 +185,16 @@ class Recipe:
                 raise ValueError(f"optimizer.rules {rule.pattern!r}: eval_mode needs freeze: true.")
 
 
-def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
-    """The recipe of a YAML file, with `nested.key=value` overrides; values are YAML (`[1, 2]`, `null`, `1e-3`)."""
-    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with `nested.key=value` overrides; values are YAML (`[1, 2]`, `null`, `1e-3`).
+
+    Raises:
+        ValueError: what is wrong with it, naming the key; also for what is no YAML.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is not a recipe: its top level must be keys such as architecture and training.")
     for override in overrides:

@@ -287,19 +287,22 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     )
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Recipe]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see train/recipes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--stop-at-step", type=int, help="end early, on the full run's schedule")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as training.seed=1 or model.fusion_dim=256")
-    return parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        return options, load_recipe(options.recipe, options.overrides)
+    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
+        parser.error(str(error))
 
 
 def main(arguments: list[str] | None = None) -> None:
     disable_progress_bar()  # of saving: there is one bar, of the steps
-    options = parse_arguments(arguments)
-    recipe = load_recipe(options.recipe, options.overrides)
+    options, recipe = parse_arguments(arguments)
     output = Path(recipe.output_dir or f"outputs/{recipe.architecture}-{options.recipe.stem}")
     accelerator = build_accelerator(recipe, output)
     if recipe.training.ema_decay and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
