@@ -140,6 +140,7 @@ def test_overrides_reach_nested_values_of_their_type():
     assert recipe.optimizer.learning_rate == 5e-5  # YAML 1.1 takes this spelling for text
     assert (recipe.training.max_steps, recipe.training.epochs) == (7, None)
     assert recipe.model["vision_config"]["arguments"]["stem_width"] == 8
+    assert load_recipe(LTS, ["training.mixed_precision=no"]).training.mixed_precision == "no"  # false to YAML 1.1
     assert recipe.data.augment == ["flip"] and recipe.optimizer.rules[0].weight_decay == 0.5
 
 

@@ -231,8 +231,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value is None and types.NoneType in get_args(kind):
             return None
         return _convert(value, next(arg for arg in get_args(kind) if arg is not types.NoneType), where)
-    if origin is Literal and value in get_args(kind):
-        return value
+    if origin is Literal:
+        value = "no" if value is False else value  # YAML 1.1 takes an unquoted no for false
+        if value in get_args(kind):
+            return value
     if origin is list and isinstance(value, list):
         return [_convert(item, get_args(kind)[0], f"{where}.{index}") for index, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
