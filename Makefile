@@ -17,6 +17,7 @@ test-slow:  ## everything, long runs and the browser included
 	$(PYTHON) -m pytest -m ""
 
 smoke:  ## train and evaluate a tiny model for a minute on the CPU
+	rm -rf outputs/smoke
 	$(PYTHON) train/train.py --recipe train/recipes/lts/refscenes.yaml training.max_steps=20 data.size=64 data.validation_size=16 output_dir=outputs/smoke
 	$(PYTHON) train/evaluate.py --model outputs/smoke/last --data refscenes --split test --size 16
 
