@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -115,6 +116,7 @@ def build_model(recipe: Recipe, dataset: Dataset):
         model = kind.from_pretrained_encoders(config) if source == "encoders" else kind(config)
         processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
         _load_glove(model, processor, recipe.initialize)
+        _load_vision_encoder(model, recipe.initialize)
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor
@@ -129,3 +131,19 @@ def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> 
     for encoder in encoders:
         found = encoder.load_glove(recipe.glove, processor.tokenizer)
         print(f"{recipe.glove}: vectors for {found} of {len(processor.tokenizer)} words")
+
+
+def _load_vision_encoder(model: torch.nn.Module, recipe: InitializeRecipe) -> None:
+    path, parts = recipe.vision_encoder, dict(model.named_children())
+    if path is None:
+        return
+    if "vision_encoder" not in parts:
+        raise ValueError(
+            f"initialize.vision_encoder: {type(model).__name__} has no such part, only {', '.join(parts)}."
+        )
+    if not Path(path).is_file():
+        raise ValueError(f"initialize.vision_encoder: there is no file {path}; train/pretrain_vision.py writes it.")
+    try:
+        parts["vision_encoder"].load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"initialize.vision_encoder: {path} does not fit model.vision_config: {error}") from error

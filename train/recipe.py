@@ -39,10 +39,12 @@ class InitializeRecipe:
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
         checkpoint, whose config the recipe's `model` fields then override.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
+    vision_encoder: a safetensors file of the vision encoder's own weights, as train/pretrain_vision.py writes it.
     """
 
     weights: str = "scratch"
     glove: str | None = None
+    vision_encoder: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,89 @@
+"""Pretraining of a vision encoder: its targets, a short run, and a model that starts from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_ris.data import decode_mask
+from hf_ris.data.refscenes import load_refscenes
+from train.build import build_model
+from train.pretrain_vision import ObjectRows
+from train.pretrain_vision import main as pretrain
+from train.recipe import load_recipe
+
+
+LAVT = Path(__file__).resolve().parents[1] / "train" / "recipes" / "lavt" / "refscenes.yaml"
+TINY = [
+    "model.image_size=64",
+    "model.vision_config.arguments={patch_size: 4, embed_dim: 8, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 2]}",
+    "data={name: refscenes, size: 12, image_size: 64, validation_size: 4, augment: [flip]}",
+]
+
+
+def test_targets_are_the_objects_at_each_position():
+    scenes = load_refscenes("refscenes", "train", 4, image_size=64)
+    names = sorted({thing["category"] for row in scenes for thing in row["objects"]})
+    rows = ObjectRows(scenes, names, 64, seed=0, augment=False)
+    for index, row in enumerate(scenes):
+        _, categories, boxes = rows[0, index]
+        seen = torch.zeros(16, 16, dtype=torch.bool)
+        for thing in row["objects"]:
+            inside = torch.from_numpy(decode_mask(thing["mask"]))[2::4, 2::4]  # the positions' centres
+            assert (categories[inside] == names.index(thing["category"]) + 1).all()
+            x, y, width, height = thing["bbox"]
+            expected = torch.tensor([x, y, x + width, y + height])[:, None] / 64
+            assert torch.allclose(boxes[:, inside], expected.expand(-1, int(inside.sum())))
+            seen |= inside
+        assert (categories[~seen] == 0).all()
+
+
+def test_mirrored_rows_are_mirrored_whole():
+    scenes = load_refscenes("refscenes", "train", 4, image_size=64)
+    names = sorted({thing["category"] for row in scenes for thing in row["objects"]})
+    plain, mirrored = (ObjectRows(scenes, names, 64, 0, augment) for augment in (False, True))
+    changed = 0
+    for epoch in range(4):
+        one, other = plain[epoch, 0], mirrored[epoch, 0]
+        if torch.equal(one[0], other[0]):
+            continue
+        changed += 1
+        assert torch.equal(one[0].flip(-1), other[0]) and torch.equal(one[1].flip(-1), other[1])
+        inside = other[1] > 0
+        x0, y0, x1, y1 = one[2].flip(-1)
+        assert torch.allclose(other[2][:, inside], torch.stack([1 - x1, y0, 1 - x0, y1])[:, inside])
+    assert 0 < changed < 4
+
+
+def test_a_model_starts_from_the_pretrained_encoder(tmp_path):
+    pretrain(["--recipe", str(LAVT), "--out", str(tmp_path), "--steps", "40", "--batch-size", "4", *TINY])
+    facts = json.loads((tmp_path / "pretraining.json").read_text())
+    assert 0 <= facts["category_accuracy"] <= 1 and facts["seed"] == 0 and facts["steps"] == 40
+    file = tmp_path / "vision_encoder.safetensors"
+    recipe = load_recipe(LAVT, [*TINY, f"initialize.vision_encoder={file}"])
+    scenes = load_refscenes("refscenes", "train", 12, image_size=64)
+    model, _ = build_model(recipe, scenes)
+    state, scratch = model.vision_encoder.state_dict(), build_model(load_recipe(LAVT, TINY), scenes)[0].vision_encoder
+    assert all(torch.equal(state[name], tensor) for name, tensor in load_file(file).items())
+    assert not torch.equal(state["norms.0.weight"], scratch.state_dict()["norms.0.weight"])  # it was trained
+
+    wider = load_recipe(
+        LAVT, [*TINY, "model.vision_config.arguments.embed_dim=16", f"initialize.vision_encoder={file}"]
+    )
+    with pytest.raises(ValueError, match="does not fit model.vision_config"):
+        build_model(wider, scenes)
+    missing = load_recipe(LAVT, [*TINY, f"initialize.vision_encoder={tmp_path / 'none'}"])
+    with pytest.raises(ValueError, match="there is no file"):
+        build_model(missing, scenes)
+
+
+def test_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path):
+    for folder in ("one", "two"):
+        arguments = ["--steps", "120", "--batch-size", "4", "--learning-rate", "0.005"]
+        pretrain(["--recipe", str(LAVT), "--out", str(tmp_path / folder), *arguments, *TINY])
+    log = [json.loads(line)["loss"] for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
+    assert log[-1] < 0.8 * log[0]
+    one, two = (load_file(tmp_path / folder / "vision_encoder.safetensors") for folder in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -1,0 +1,213 @@
+"""Pretrain a recipe's vision encoder on a data set's objects, without any expression.
+
+The published models start from an image encoder that has seen ImageNet. What is small enough to be trained here has no
+such weights to start from; this gives it some: at each position of the pyramid, say which category lies there and
+where its box is. `initialize.vision_encoder` of a recipe reads the file:
+
+    python train/pretrain_vision.py --recipe train/recipes/lavt/refscenes.yaml --steps 5000 \
+        --out outputs/vision-refscenes
+    python train/train.py --recipe train/recipes/lavt/refscenes.yaml \
+        initialize.vision_encoder=outputs/vision-refscenes/vision_encoder.safetensors
+
+To see that it works, in seconds: --steps 20 data.size=64. Only the recipe's model.vision_config, model.image_size,
+data.name, data.size and training.seed matter. The folder also gets log.jsonl and pretraining.json (arguments,
+versions, hardware, seconds, accuracy on the validation split).
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+
+if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from hf_ris.data.schema import decode_mask
+from hf_ris.models.processing_ris import RisImageProcessor
+from hf_ris.models.vision_encoders import VisionEncoder, build_vision_encoder
+from train.build import build_config, load_split
+from train.order import StepBatches, seed_of
+from train.recipe import load_recipe
+from train.run_folder import git_revision, hardware, versions
+
+
+class ObjectRows(torch.utils.data.Dataset):
+    """Rows by key (epoch, index): pixels (3, S, S), categories (S/4, S/4) long (0: background), boxes (4, S/4, S/4).
+
+    Boxes are x0, y0, x1, y1 in [0, 1] of the object at that position. Half of the rows are mirrored, by their key.
+    """
+
+    def __init__(self, dataset: Dataset, categories: list[str], image_size: int, seed: int, augment: bool):
+        self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.number = {name: index + 1 for index, name in enumerate(categories)}
+        self.image_processor = RisImageProcessor(geometry="squash", image_size=image_size)
+        self.side = image_size // 4
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, index = key
+        row = self.dataset[index]
+        pixels = self.image_processor(row["image"], return_tensors="pt")["pixel_values"][0]
+        height, width = row["height"], row["width"]
+        y = (np.arange(self.side) * 2 + 1) * height // (2 * self.side)
+        x = (np.arange(self.side) * 2 + 1) * width // (2 * self.side)
+        categories = np.zeros((self.side, self.side), np.int64)
+        boxes = np.zeros((4, self.side, self.side), np.float32)
+        for thing in row["objects"]:
+            inside = decode_mask(thing["mask"])[np.ix_(y, x)]
+            left, top, box_width, box_height = thing["bbox"]
+            categories[inside] = self.number[thing["category"]]
+            box = left / width, top / height, (left + box_width) / width, (top + box_height) / height
+            boxes[:, inside] = np.array(box, np.float32)[:, None]
+        target = torch.from_numpy(categories), torch.from_numpy(boxes)
+        if self.augment and seed_of(self.seed, epoch, index) % 2:
+            pixels, categories, boxes = pixels.flip(-1), target[0].flip(-1), target[1].flip(-1)
+            return pixels, categories, torch.stack([1 - boxes[2], boxes[1], 1 - boxes[0], boxes[3]])
+        return pixels, *target
+
+
+class DenseHeads(nn.Module):
+    """A 1x1 convolution per level; each level's answer, and their sum, at a quarter of the image's side."""
+
+    def __init__(self, channels: list[int], categories: int):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Conv2d(width, categories + 1 + 4, 1) for width in channels)
+
+    def forward(self, levels: list[Tensor], side: int) -> list[Tensor]:
+        """Maps (B, C_i, h_i, w_i) -> [sum, level 1, ...], each (B, categories + 5, side, side)."""
+        answers = [
+            F.interpolate(head(level), size=(side, side), mode="bilinear", align_corners=False)
+            for head, level in zip(self.heads, levels, strict=True)
+        ]
+        return [sum(answers), *answers]
+
+
+def dense_loss(answer: Tensor, categories: Tensor, boxes: Tensor) -> Tensor:
+    """Cross-entropy (background counts 0.3: it covers most positions) plus four times the L1 error of the boxes."""
+    answer = answer.float()
+    scores, places = answer[:, :-4], answer[:, -4:]
+    weight = scores.new_ones(scores.shape[1])
+    weight[0] = 0.3
+    inside = categories > 0
+    error = ((places - boxes).abs().mean(1) * inside).sum() / inside.sum().clamp(min=1)
+    return F.cross_entropy(scores, categories, weight=weight) + 4 * error
+
+
+@torch.no_grad()
+def measure(encoder: VisionEncoder, heads: DenseHeads, rows: ObjectRows) -> dict[str, float]:
+    """Of the positions that objects cover: share with the right category, mean error of the box (share of the side)."""
+    right = error = count = 0.0
+    encoder.eval()
+    for start in range(0, len(rows), 50):
+        batch = [rows[0, index] for index in range(start, min(start + 50, len(rows)))]
+        pixels, categories, boxes = (torch.stack(column) for column in zip(*batch))
+        answer = heads(encoder(pixels), rows.side)[0]
+        inside = categories > 0
+        right += ((answer[:, :-4].argmax(1) == categories) & inside).sum().item()
+        error += ((answer[:, -4:] - boxes).abs().mean(1) * inside).sum().item()
+        count += inside.sum().item()
+    encoder.train()
+    return {"category_accuracy": right / count, "box_error": error / count}
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.recipe, options.overrides)
+    data, seed = recipe.data, recipe.training.seed
+    set_seed(seed)
+    train = load_split(data.name, data.split, data.size, data.image_size)
+    val = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
+    categories = sorted({thing["category"] for objects in train["objects"] for thing in objects})
+    config = build_config(recipe, words=8)  # only its image side is read
+    rows = ObjectRows(train, categories, config.image_size, seed, augment="flip" in data.augment)
+    encoder = build_vision_encoder(config.vision_config)
+    heads = DenseHeads(encoder.channels, len(categories))
+    encoder.to(memory_format=torch.channels_last)
+    parameters = [*encoder.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+        fused=True,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    order = StepBatches(len(rows), options.batch_size, seed, 0, options.steps)
+    loader = torch.utils.data.DataLoader(rows, batch_sampler=order, num_workers=options.workers)
+    since, losses, log = time.perf_counter(), [], []
+    for step, (pixels, labels, boxes) in enumerate(tqdm(loader, unit="step")):
+        rise, progress = min(1.0, (step + 1) / 200), step / options.steps
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            answers = heads(encoder(pixels), rows.side)
+        total, *levels = [dense_loss(answer, labels, boxes) for answer in answers]
+        (total + sum(levels) / len(levels)).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.detach())
+        if (step + 1) % 100 == 0 or step + 1 == options.steps:
+            log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
+            losses.clear()
+            if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
+                log[-1] |= measure(encoder, heads, ObjectRows(val, categories, config.image_size, seed, augment=False))
+                tqdm.write(json.dumps(log[-1]), file=sys.stderr)
+    seconds = time.perf_counter() - since
+    state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    save_file(state, options.out / "vision_encoder.safetensors", metadata={"format": "pt"})
+    (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    (options.out / "pretraining.json").write_text(json.dumps(facts(options, seed, seconds, log[-1]), indent=2) + "\n")
+
+
+def facts(options: argparse.Namespace, seed: int, seconds: float, last: dict[str, Any]) -> dict[str, Any]:
+    """What pretraining.json says."""
+    arguments = ("steps", "batch_size", "learning_rate", "bf16", "overrides")
+    return {
+        "recipe": str(options.recipe),
+        **{name: vars(options)[name] for name in arguments},
+        "seed": seed,
+        "seconds": round(seconds),
+        **last,
+        "revision": git_revision(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="of the model that the encoder is for")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=32, help="images")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--evaluate-every", type=int, default=1000, help="steps")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        pretrain(options)
+    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
