@@ -67,6 +67,50 @@ class VisionEncoderConfig(StrictConfig):
             raise ValueError(f"VisionEncoderConfig: arguments shape an encoder and load nothing; drop {loading}.")
 
 
+# What shapes an open_clip model of ours; the rest of its configs names files, hubs and other libraries' towers.
+_CLIP_ARGUMENTS = {
+    "vision_cfg": "layers width head_width mlp_ratio patch_size image_size".split(),
+    "text_cfg": "context_length width heads layers mlp_ratio".split(),
+}
+
+
+@strict
+class ClipEncoderConfig(StrictConfig):
+    """CLIP's two encoders as open_clip builds them.
+
+    Args:
+        name: an open_clip model config; those that end in `-quickgelu` belong to OpenAI's weights.
+        pretrained: what `from_pretrained_encoders` loads: a tag that open_clip lists for the name, or the path of a
+            file with an open_clip state dict.
+        vocab_size: rows of the word table, the tokenizer's length.
+        arguments: overrides of open_clip's config: `embed_dim`, `quick_gelu`, and dicts `vision_cfg` (`layers`,
+            `width`, `head_width`, `mlp_ratio`, `patch_size`, `image_size`, which only sizes the table of positions) and
+            `text_cfg` (`context_length`, `width`, `heads`, `layers`, `mlp_ratio`). Tiny configurations live here.
+    """
+
+    model_type = "ris_clip_encoder"
+
+    name: str = "RN101-quickgelu"
+    pretrained: str = "openai"
+    vocab_size: int = 49_408
+    arguments: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        arguments = self.arguments or {}
+        known = {"embed_dim", "quick_gelu", *_CLIP_ARGUMENTS}
+        unknown = sorted(set(arguments) - known)
+        for part, names in _CLIP_ARGUMENTS.items():
+            unknown += sorted(f"{part}.{key}" for key in set(arguments.get(part, ())) - set(names))
+        if unknown:
+            takes = ", ".join(f"{part} ({', '.join(names)})" for part, names in _CLIP_ARGUMENTS.items())
+            raise ValueError(
+                f"ClipEncoderConfig: arguments has no {', '.join(unknown)}; it takes embed_dim, quick_gelu, {takes}."
+            )
+        if self.vocab_size < 1:
+            raise ValueError(f"ClipEncoderConfig: vocab_size must be at least 1, got {self.vocab_size}.")
+
+
 @strict
 class RisConfig(StrictConfig):
     """Fields that every architecture has.

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
-from .vision_encoders import VisionEncoder, restore_buffers
+from .vision_encoders import Encoder, restore_buffers
 
 
 logger = logging.get_logger(__name__)
@@ -97,7 +97,7 @@ class RisPreTrainedModel(PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
         for module in self.modules():
-            if isinstance(module, VisionEncoder):
+            if isinstance(module, Encoder):
                 module.set_grad_checkpointing(enable)
             elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
                 module._set_gradient_checkpointing(enable, **kwargs)

@@ -18,7 +18,18 @@ from torch.nn import functional as F
 from .configuration_ris import VisionEncoderConfig
 
 
-class VisionEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Base of the encoders that other libraries build; the model's gradient checkpointing reaches them through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gradient_checkpointing = False  # transformers' `is_activation_checkpointing` reads it
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.gradient_checkpointing = enable
+
+
+class VisionEncoder(Encoder):
     """Base: `forward(pixel_values (B, 3, H, W)) -> list of (B, channels[i], H / strides[i], W / strides[i])`.
 
     Every encoder has `load_pretrained()`, which raises ValueError when `arguments` changed the architecture so that no
@@ -29,14 +40,13 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.strides = [2**stage for stage in config.output_stages]
-        self.gradient_checkpointing = False  # transformers' `is_activation_checkpointing` reads it
 
     def timm_name(self) -> str:
         tag = self.config.pretrained_tag
         return f"{self.config.name}.{tag}" if tag else self.config.name
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.gradient_checkpointing = enable
+        super().set_grad_checkpointing(enable)
         self.backbone.set_grad_checkpointing(enable)
 
 

@@ -1,0 +1,244 @@
+"""CLIP's image and text encoders, built by open_clip and opened up: maps for a vector, words beside the sentence.
+
+`ClipResNet` and `ClipTextEncoder` each take a `ClipEncoderConfig`. Construction never downloads;
+`load_clip_weights(config, image_encoder, text_encoder)` does.
+
+Weights are CLIP's, the way through them is ours:
+- The attention pool keeps its positions: every token attends to every token, and each gives a vector. The table of
+  positions is resized bicubically to the map at hand.
+- The text transformer takes any length up to its table of positions. It is causal, so padding at the end changes no
+  word before it, and the end token is the last that the attention mask admits, whatever pads the ids.
+"""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict
+from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .configuration_ris import ClipEncoderConfig
+from .vision_encoders import Encoder
+
+
+class MultiHeadAttention(nn.MultiheadAttention):
+    """torch's parameters and names, batch first, through one fused attention in training and evaluation alike.
+
+    torch's own forward takes another path in evaluation, which FLOP counters and compilers do not see into.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+        super().__init__(dim, heads, dropout=dropout, batch_first=True)
+
+    def reset_parameters(self) -> None:
+        self._reset_parameters()
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, None]:
+        """query (N, Q, C), key and value (N, K, C) -> ((N, Q, C), None).
+
+        attn_mask: broadcast to (N, heads, Q, K): boolean, True may be attended to; or added to the scores.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        query, key, value = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
+        dropout = self.dropout if self.training else 0.0
+        return self.out_proj(attend(query, key, value, self.num_heads, attn_mask, dropout)), None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention of projected (N, Q, C), (N, K, C), (N, K, C) in `heads` parts -> (N, Q, C)."""
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
+
+
+class PositionKeepingAttentionPool(AttentionPool2d):
+    """CLIP's attention pool whose every position attends and answers, not the mean token alone.
+
+    `keeps_mean_token` puts CLIP's mean token back among them (EAVL); without it, row 0 of the table of positions, which
+    is that token's, is not used (CRIS).
+    """
+
+    keeps_mean_token = False
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table without row 0, resized: (h * w, C)."""
+        side = math.isqrt(self.positional_embedding.shape[0] - 1)
+        grid = self.positional_embedding[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return grid[0].flatten(1).T
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, h, w) -> map (B, E, h, w), and the mean token's (B, E) if it is kept, else None."""
+        height, width = x.shape[-2:]
+        tokens, positions = x.flatten(2).transpose(1, 2), self.positions(height, width)
+        if self.keeps_mean_token:
+            tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+            positions = torch.cat([self.positional_embedding[:1], positions])
+        tokens = tokens + positions.to(tokens.dtype)
+        attended = attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens), self.num_heads)
+        pooled, mean = self.c_proj(attended), None
+        if self.keeps_mean_token:
+            mean, pooled = pooled[:, 0], pooled[:, 1:]
+        return pooled.transpose(1, 2).unflatten(2, (height, width)), mean
+
+
+class ClipResNet(Encoder):
+    """CLIP's ModifiedResNet (RN50, RN101) as a pyramid of strides 8, 16 and 32, with its attention pool beside it.
+
+    `channels` are those of the pyramid, `output_dim` is CLIP's joint width E, which the pool projects to.
+
+    Raises:
+        ValueError: a config whose image tower is no ResNet.
+    """
+
+    strides = (8, 16, 32)
+
+    def __init__(self, config: ClipEncoderConfig, keeps_mean_token: bool = False):
+        super().__init__()
+        settings = clip_model_config(config)
+        self.backbone = _build_vision_tower(settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"])
+        if not isinstance(self.backbone, ModifiedResNet):
+            raise ValueError(f"The image encoder must be one of CLIP's ResNets (RN50, RN101), got {config.name!r}.")
+        self.backbone.attnpool.__class__ = PositionKeepingAttentionPool  # same state, other forward
+        self.backbone.attnpool.keeps_mean_token = keeps_mean_token
+        width = settings["vision_cfg"]["width"]
+        self.channels = [8 * width, 16 * width, 32 * width]
+        self.output_dim = settings["embed_dim"]
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> C3, C4, C5: (B, channels[i], H / strides[i], W / strides[i])."""
+        x = self._run(self.backbone.layer1, self._run(self.backbone.stem, pixel_values))
+        c3 = self._run(self.backbone.layer2, x)
+        c4 = self._run(self.backbone.layer3, c3)
+        return c3, c4, self._run(self.backbone.layer4, c4)
+
+    def pool(self, c5: Tensor) -> tuple[Tensor, Tensor | None]:
+        """C5 (B, channels[2], h, w) -> (B, E, h, w), and the mean token (B, E) if it is kept, else None."""
+        return self.backbone.attnpool(c5)
+
+    def _run(self, stage, x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(stage, x, use_reentrant=False)
+        return stage(x)
+
+
+class _TextTower(TextTransformer):
+    """open_clip's, whose raw parameters can be drawn anew by the name that `RisPreTrainedModel` knows."""
+
+    def reset_parameters(self) -> None:
+        self.init_parameters()
+
+
+class ClipTextEncoder(Encoder):
+    """CLIP's text transformer. `channels` is the width of its words, `output_dim` CLIP's joint width E."""
+
+    def __init__(self, config: ClipEncoderConfig):
+        super().__init__()
+        settings = clip_model_config(config)
+        self.tower = _build_text_tower(settings["embed_dim"], settings["text_cfg"], settings["quick_gelu"])
+        self.tower.__class__ = _TextTower
+        self.tower.attn_mask = None  # made for the length at hand instead
+        for block in self.tower.transformer.resblocks:
+            block.attn.__class__ = MultiHeadAttention
+        self.channels, self.output_dim = self.tower.width, self.tower.output_dim
+        self.max_length = self.tower.context_length
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        super().set_grad_checkpointing(enable)
+        self.tower.set_grad_checkpointing(enable)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L) ids and 0/1 mask, padding at the end -> words (N, L, C) after the final norm, sentences (N, E).
+
+        Words are not projected; a sentence is its end token, projected; neither is normalised. What padding holds is
+        for the caller to ignore.
+
+        Raises:
+            ValueError: more tokens than the table of positions has rows.
+        """
+        tower, length = self.tower, input_ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"CLIP's text encoder has {self.max_length} positions, but the expressions have {length}.")
+        x = tower.token_embedding(input_ids) + tower.positional_embedding[:length]
+        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        words = tower.ln_final(tower.transformer(x, attn_mask=causal))
+        end = attention_mask.sum(1).clamp(min=1) - 1
+        last = words.gather(1, end[:, None, None].expand(-1, 1, words.shape[-1]))[:, 0]
+        return words, last @ tower.text_projection
+
+
+def clip_model_config(config: ClipEncoderConfig) -> dict[str, Any]:
+    """open_clip's model config (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`) with `config`'s overrides.
+
+    Raises:
+        ValueError: a name that open_clip does not know.
+    """
+    settings = open_clip.get_model_config(config.name)
+    if settings is None:
+        raise ValueError(f"open_clip has no model config {config.name!r}; RN101-quickgelu is one it has.")
+    settings.setdefault("quick_gelu", False)
+    for key, value in deepcopy(config.arguments or {}).items():
+        settings[key] = settings[key] | value if isinstance(value, dict) else value
+    settings["text_cfg"]["vocab_size"] = config.vocab_size
+    return settings
+
+
+def load_clip_weights(config: ClipEncoderConfig, image_encoder: nn.Module, text_encoder: ClipTextEncoder) -> None:
+    """Load `config.pretrained`, a tag of open_clip or a file, into both towers.
+
+    Args:
+        image_encoder: has open_clip's image tower as `backbone`.
+
+    Raises:
+        OSError: weights that are neither there nor reachable; the message names them.
+        ValueError: a config or a file whose weights do not fit.
+    """
+    state = _clip_state_dict(config)
+    parts = {"visual.": image_encoder.backbone, "": text_encoder.tower}
+    expected = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
+    # models with a text tower of their own have its keys under `text.`
+    state = {key.removeprefix("text."): value for key, value in state.items()}
+    wrong = [key for key, value in expected.items() if key not in state or state[key].shape != value.shape]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise ValueError(
+            f"{config.pretrained} holds another CLIP than the config: {', '.join(wrong[:4])}{more} are absent or of "
+            "another shape."
+        )
+    for prefix, part in parts.items():
+        part.load_state_dict({key: state[prefix + key] for key in part.state_dict()})
+
+
+def _clip_state_dict(config: ClipEncoderConfig) -> dict[str, Tensor]:
+    name, source = config.name, config.pretrained
+    if get_pretrained_cfg(name, source):
+        if config.arguments or config.vocab_size != ClipEncoderConfig().vocab_size:
+            raise ValueError(
+                f"No public weights fit {name} with arguments={config.arguments} and vocab_size={config.vocab_size}."
+            )
+        try:
+            return open_clip.create_model(name, pretrained=source).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"The public weights {source!r} of open_clip's {name} could not be loaded ({error}). Connect to the "
+                "Hub once, or build the model from its config alone, which needs no download."
+            ) from error
+    if not Path(source).is_file():
+        raise OSError(f"{source!r} is neither a tag of weights that open_clip has for {name} nor a file.")
+    return load_state_dict(source)
