@@ -27,26 +27,16 @@ Deviations and readings:
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertModel
 
 from .configuration_lavt import LavtConfig
+from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
 from .losses import resize_labels, weighted_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
+from .text_encoders import load_bert
 from .vision_encoders import build_vision_encoder
-
-
-def instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """(N, T, C) normalised over its T positions, each sample and channel on its own, without affine parameters.
-
-    At least float32 inside: an attention average varies little over the pixels, and its spread is the divisor.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    centred = wide - wide.mean(1, keepdim=True)
-    variance = centred.square().mean(1, keepdim=True)  # torch.var_mean takes longer on CPUs
-    return (centred * (variance + eps).rsqrt()).to(x.dtype)
 
 
 class PixelWordAttention(nn.Module):
@@ -99,39 +89,6 @@ class PixelWordAttentionModule(nn.Module):
         return self.dropout(F.gelu(self.output_projection(projected * attended)))
 
 
-class LanguageGate(nn.Module):
-    """Language pathway (section 3.2, Eq. 8-9): S = Tanh(W2 ReLU(W1 F)) in (-1, 1), for each pixel and channel."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.hidden = nn.Linear(dim, dim, bias=False)
-        self.output = nn.Linear(dim, dim, bias=False)
-        for layer in (self.hidden, self.output):
-            nn.init.trunc_normal_(layer.weight, std=0.02)  # like Swin's own linear layers
-
-    def forward(self, fused: Tensor) -> Tensor:
-        """F (N, T, C) -> S (N, T, C)."""
-        return torch.tanh(self.output(F.relu(self.hidden(fused))))
-
-
-class LavtDecoderLevel(nn.Module):
-    """One step of Eq. 10: upsample, concatenate with the finer map, two 3x3 convolutions with batch norm and ReLU."""
-
-    def __init__(self, coarse_dim: int, fine_dim: int, dim: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(coarse_dim + fine_dim, dim, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(dim)
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(dim)
-
-    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """(N, C', h, w) and (N, C, H, W) -> (N, dim, H, W)."""
-        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True)
-        x = torch.cat([coarse, fine], dim=1)
-        x = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(x)))
-
-
 class LavtDecoder(nn.Module):
     """Top-down decoder (Eq. 10) over the four fused maps; two scores (background, foreground) at stride 4."""
 
@@ -139,7 +96,7 @@ class LavtDecoder(nn.Module):
         super().__init__()
         fine = widths[-2::-1]
         self.levels = nn.ModuleList(
-            LavtDecoderLevel(widths[-1] if index == 0 else dim, width, dim) for index, width in enumerate(fine)
+            TopDownLevel(widths[-1] if index == 0 else dim, width, dim) for index, width in enumerate(fine)
         )
         self.classifier = nn.Conv2d(dim, 2, 1)
 
@@ -178,19 +135,7 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             ValueError: a config whose encoders the public weights do not fit.
         """
         self.vision_encoder.load_pretrained()
-        name = self.config.text_pretrained
-        try:
-            bert = BertModel.from_pretrained(name, add_pooling_layer=False)
-        except OSError as error:
-            raise OSError(
-                f"The public weights of BERT {name!r} could not be loaded ({error}). Connect to the Hub once, or build "
-                "the model from its config alone, which needs no download."
-            ) from error
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            ours, theirs = self.config.text_config.to_dict()[field], bert.config.to_dict()[field]
-            if ours != theirs:
-                raise ValueError(f"BERT {name!r} has {field}={theirs}, but text_config asks for {ours}.")
-        self.text_encoder.load_state_dict(bert.state_dict())
+        load_bert(self.text_encoder, self.config.text_pretrained)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> V_1 (B, ceil(H/4), ceil(W/4), C_1): all that the expression does not touch."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import BertModel, BertTokenizer, PreTrainedTokenizerFast
 
 
 def word_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -47,6 +47,27 @@ def wordpiece_tokenizer(vocabulary: Iterable[str]) -> BertTokenizer:
     pieces = [*characters, *(f"##{character}" for character in characters)]
     words = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str.lower, vocabulary), *pieces])
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+
+
+def load_bert(encoder: BertModel, name: str) -> None:
+    """Copy the public weights of a BERT, a Hub name or a folder, into an encoder built from its config.
+
+    Raises:
+        OSError: weights that are neither cached nor reachable; the message names them.
+        ValueError: weights of another size; the message names the field.
+    """
+    try:
+        bert = BertModel.from_pretrained(name, add_pooling_layer=False)
+    except OSError as error:
+        raise OSError(
+            f"The public weights of BERT {name!r} could not be loaded ({error}). Connect to the Hub once, or build "
+            "the model from its config alone, which needs no download."
+        ) from error
+    for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        ours, theirs = encoder.config.to_dict()[field], bert.config.to_dict()[field]
+        if ours != theirs:
+            raise ValueError(f"BERT {name!r} has {field}={theirs}, but text_config asks for {ours}.")
+    encoder.load_state_dict(bert.state_dict())
 
 
 def read_glove(path: str | Path, words: Iterable[str] | None = None) -> dict[str, np.ndarray]:
