@@ -26,42 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .attention import MultiHeadAttention, attend
 from .configuration_ris import ClipEncoderConfig
 from .vision_encoders import Encoder
-
-
-class MultiHeadAttention(nn.MultiheadAttention):
-    """torch's parameters and names, batch first, through one fused attention in training and evaluation alike.
-
-    torch's own forward takes another path in evaluation, which FLOP counters and compilers do not see into.
-    """
-
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
-        super().__init__(dim, heads, dropout=dropout, batch_first=True)
-
-    def reset_parameters(self) -> None:
-        self._reset_parameters()
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, need_weights: bool = False
-    ) -> tuple[Tensor, None]:
-        """query (N, Q, C), key and value (N, K, C) -> ((N, Q, C), None).
-
-        attn_mask: broadcast to (N, heads, Q, K): boolean, True may be attended to; or added to the scores.
-        """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
-        dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(query, key, value, self.num_heads, attn_mask, dropout)), None
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0
-) -> Tensor:
-    """Scaled dot-product attention of projected (N, Q, C), (N, K, C), (N, K, C) in `heads` parts -> (N, Q, C)."""
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
 
 
 class PositionKeepingAttentionPool(AttentionPool2d):
