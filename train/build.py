@@ -142,7 +142,9 @@ def _load_vision_encoder(model: torch.nn.Module, recipe: InitializeRecipe) -> No
             f"initialize.vision_encoder: {type(model).__name__} has no such part, only {', '.join(parts)}."
         )
     if not Path(path).is_file():
-        raise ValueError(f"initialize.vision_encoder: there is no file {path}; train/pretrain_vision.py writes it.")
+        raise ValueError(
+            f"initialize.vision_encoder: there is no file {path}: make it with train/pretrain_vision.py, or give null."
+        )
     try:
         parts["vision_encoder"].load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -5,7 +5,9 @@
 
 The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and
 results.json: what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of
-train/evaluate.py), keyed by split and control. The first 200 steps can be replayed and compared with the log:
+train/evaluate.py), keyed by split and control. Of a run that started from an encoder pretrained here (`--pretraining`
+names that one's folder) it also tells the pretraining, with its pretraining_log.jsonl. The first 200 steps can be
+replayed and compared with the log, once the pretraining is repeated:
 
     python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json --stop-at-step 200 output_dir=again
 """
@@ -21,7 +23,7 @@ MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tok
 LIMIT = 9_000_000  # bytes of weights: the repository carries tiny models only
 
 
-def results(run: Path, evaluations: list[Path]) -> dict[str, Any]:
+def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dict[str, Any]:
     """What results.json says: the run's own facts, and each evaluation under `split` or `split/control`."""
     facts = json.loads((run / "run.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -38,6 +40,7 @@ def results(run: Path, evaluations: list[Path]) -> dict[str, Any]:
         "seed": facts["recipe"]["training"]["seed"],
         "steps": steps[-1]["step"],
         "training_seconds": round(steps[-1]["seconds"]),
+        "pretraining": json.loads((pretraining / "pretraining.json").read_text()) if pretraining else None,
         "revision": facts["revision"],
         "versions": facts["versions"],
         "hardware": facts["hardware"],
@@ -45,7 +48,7 @@ def results(run: Path, evaluations: list[Path]) -> dict[str, Any]:
     }
 
 
-def bundle(run: Path, out: Path, evaluations: list[Path]) -> None:
+def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: Path | None = None) -> None:
     """Write the folder `out` from a run's folder.
 
     Raises:
@@ -62,7 +65,9 @@ def bundle(run: Path, out: Path, evaluations: list[Path]) -> None:
     shutil.copyfile(run / "log.jsonl", out / "log.jsonl")
     recipe = json.loads((run / "run.json").read_text())["recipe"]
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    (out / "results.json").write_text(json.dumps(results(run, evaluations), indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(results(run, evaluations, pretraining), indent=2) + "\n")
+    if pretraining:
+        shutil.copyfile(pretraining / "log.jsonl", out / "pretraining_log.jsonl")
 
 
 def main() -> None:
@@ -70,8 +75,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="output_dir of a training run")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
+    parser.add_argument("--pretraining", type=Path, help="folder of train/pretrain_*.py that the run started from")
     options = parser.parse_args()
-    bundle(options.run, options.out, options.evaluations)
+    bundle(options.run, options.out, options.evaluations, options.pretraining)
 
 
 if __name__ == "__main__":
