@@ -15,6 +15,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 import hf_ris
 from hf_ris.data import TrainingRows, load
 from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.text_encoders import (
     BiGru,
     corpus_words,
@@ -76,6 +77,8 @@ def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
     """The recipe's tokenizer; `dataset` is the corpus of a `corpus` or `wordpiece` vocabulary."""
     if recipe.tokenizer == "pretrained":
         return AutoTokenizer.from_pretrained(recipe.path)
+    if recipe.tokenizer == "clip":
+        return clip_tokenizer()
     if recipe.tokenizer == "vocabulary":
         return word_tokenizer(Path(recipe.path).read_text(encoding="utf-8").split())
     make = wordpiece_tokenizer if recipe.tokenizer == "wordpiece" else word_tokenizer
@@ -96,8 +99,9 @@ def build_config(recipe: Recipe, words: int):
     defaults = AutoConfig.for_model(recipe.architecture)
     if "vocab_size" in defaults.to_dict():
         fields.setdefault("vocab_size", words)
-    else:
-        fields["text_config"] = {"vocab_size": words} | fields.get("text_config", {})
+    for name in defaults.sub_configs:
+        if "vocab_size" in defaults.to_dict()[name]:
+            fields[name] = {"vocab_size": words} | fields.get(name, {})
     return AutoConfig.for_model(recipe.architecture, **fields)
 
 

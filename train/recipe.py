@@ -20,13 +20,13 @@ class ProcessorRecipe:
     """How text becomes ids. Ignored when `initialize.weights` is a checkpoint, which brings its processor.
 
     tokenizer: `corpus` builds a word vocabulary from the training expressions; `wordpiece` does the same in BERT's
-        manner, with `[CLS]`, `[SEP]` and letters; `vocabulary` reads a word vocabulary from `path`, a word a line;
-        `pretrained` loads `path`, a name on the Hub or a folder.
+        manner, with `[CLS]`, `[SEP]` and letters; `clip` is CLIP's, which open_clip carries; `vocabulary` reads a word
+        vocabulary from `path`, a word a line; `pretrained` loads `path`, a name on the Hub or a folder.
     min_count: words seen less often in the corpus become [UNK].
     threshold: of the probability; None is the architecture's own.
     """
 
-    tokenizer: Literal["corpus", "wordpiece", "vocabulary", "pretrained"] = "corpus"
+    tokenizer: Literal["corpus", "wordpiece", "clip", "vocabulary", "pretrained"] = "corpus"
     path: str | None = None
     min_count: int = 1
     threshold: float | None = None
@@ -180,7 +180,7 @@ class Recipe:
             raise ValueError(f"optimizer.betas takes two numbers, got {self.optimizer.betas}.")
         if self.schedule.name == "step" and not self.schedule.milestones:
             raise ValueError("schedule.milestones must list the epochs of the steps, got none.")
-        if self.processor.tokenizer not in ("corpus", "wordpiece") and self.processor.path is None:
+        if self.processor.tokenizer in ("vocabulary", "pretrained") and self.processor.path is None:
             raise ValueError(f"processor.path must say which {self.processor.tokenizer} to read.")
         for rule in self.optimizer.rules:
             if rule.eval_mode and not rule.freeze:

@@ -1,9 +1,11 @@
 """Convert an official checkpoint into a saved model and processor.
 
     python -m hf_ris.conversion lavt CHECKPOINT OUT_DIR [--config overrides.json] [--vocab vocab.txt]
+    python -m hf_ris.conversion cris CHECKPOINT OUT_DIR [--config overrides.json]
 
 `overrides.json` holds configuration fields that the shapes in the checkpoint cannot tell, for example
-`{"image_size": 480, "fusion_num_heads": [1, 1, 1, 1], "text_config": {"num_attention_heads": 12}}`.
+`{"image_size": 480, "fusion_num_heads": [1, 1, 1, 1], "text_config": {"num_attention_heads": 12}}` for LAVT and
+`{"max_text_length": 22}` for CRIS trained on RefCOCOg.
 """
 
 import argparse
@@ -13,11 +15,11 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 
-from . import lavt
+from . import cris, lavt
 from .checkpoint import ConversionError
 
 
-CONVERTERS = {"lavt": lavt.convert}
+CONVERTERS = {"cris": cris.convert, "lavt": lavt.convert}
 
 
 def read_overrides(path: str | None) -> dict:
@@ -41,7 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="official checkpoint, a PyTorch or safetensors file")
     parser.add_argument("out_dir", help="folder to write")
     parser.add_argument("--config", help="JSON file with overrides of configuration fields")
-    parser.add_argument("--vocab", help="vocab.txt of the text encoder; default: from the cache or the Hub")
+    parser.add_argument(
+        "--vocab",
+        help="lavt: vocab.txt of BERT; default: from the cache or the Hub. cris: folder of a saved tokenizer; default: "
+        "CLIP's, which open_clip carries",
+    )
     args = parser.parse_args(arguments)
     try:
         unplaced = CONVERTERS[args.architecture](args.checkpoint, args.out_dir, read_overrides(args.config), args.vocab)

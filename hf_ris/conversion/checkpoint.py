@@ -58,6 +58,12 @@ def tensors_of(value, where: str) -> dict[str, Tensor]:
     return dict(value)
 
 
+def merged(base: dict, over: dict) -> dict:
+    """`base` with `over` laid over it, nested dictionaries key by key."""
+    nested = {key for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
+    return base | over | {key: merged(base[key], over[key]) for key in nested}
+
+
 def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     """A state dict for `model` (which may be on the meta device) out of a foreign one.
 

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertTokenizer
 from ..models.configuration_lavt import LavtConfig
 from ..models.modeling_lavt import LavtForReferringSegmentation
 from ..models.processing_lavt import LavtProcessor
-from .checkpoint import ConversionError, gather, read_checkpoint, tensors_of
+from .checkpoint import ConversionError, gather, merged, read_checkpoint, tensors_of
 
 
 # Left out knowingly: index tables that the model computes, and BERT's pooler, which nothing reads.
@@ -127,12 +127,7 @@ def build_config(state: dict[str, Tensor], overrides: dict[str, Any] | None = No
     unknown = sorted(set(overrides.get("text_config", {})) - set(BertConfig().to_dict()))
     if unknown:
         raise ConversionError(f"text_config in the overrides has no field {', '.join(unknown)}.")
-    return LavtConfig(**_merged(infer_config(state), overrides))
-
-
-def _merged(base: dict, over: dict) -> dict:
-    nested = {key for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
-    return base | over | {key: _merged(base[key], over[key]) for key in nested}
+    return LavtConfig(**merged(infer_config(state), overrides))
 
 
 def read_tokenizer(vocabulary: str | Path | None, config: LavtConfig) -> BertTokenizer:
