@@ -8,7 +8,6 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,6 @@ _TEXT_FILES = (
     "vocab.txt vocab.json merges.txt special_tokens_map.json added_tokens.json model.safetensors.index.json "
     "README.md results.json"
 ).split()
-# arguments of timm.create_model that read files or the network instead of shaping an encoder
-_LOADING_KEYS = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 # what a config, tokenizer or weight file that does not hold what it claims makes the libraries raise
 _MISFITS = (
     OSError,
@@ -239,15 +236,12 @@ def fetch(reference: str) -> Path:
 
 
 def check_config(reference: str, folder: Path) -> None:
-    """Refuse a config of another architecture, one that would read files, or one that the weights do not fill."""
+    """Refuse a config of another architecture, one that it refuses itself, or one that the weights do not fill."""
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in hf_ris.ARCHITECTURES:
         known = ", ".join(hf_ris.ARCHITECTURES)
         raise Refusal(f"{reference} is a model of type {str(kind)[:50]!r}; this page knows {known}.")
-    forbidden = _LOADING_KEYS.intersection(_keys(config))
-    if forbidden:
-        raise Refusal(f"The config.json of {reference} sets {', '.join(sorted(forbidden))}, which is not allowed here.")
     stored = {}
     try:
         for path in folder.iterdir():
@@ -262,15 +256,6 @@ def check_config(reference: str, folder: Path) -> None:
     wrong = [name for name, tensor in model.state_dict().items() if stored.get(name) != tuple(tensor.shape)]
     if wrong:
         raise Refusal(f"The weights of {reference} do not fit its config: {wrong[0]} is missing or of another shape.")
-
-
-def _keys(value: Any) -> Iterator[str]:
-    """All keys of nested dicts and lists."""
-    if isinstance(value, dict):
-        yield from value
-    if isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _keys(inner)
 
 
 def load(entry: Entry, device: torch.device) -> LoadedModel:
