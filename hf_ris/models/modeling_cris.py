@@ -37,7 +37,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clip_encoders import ClipResNet, ClipTextEncoder, MultiHeadAttention, load_clip_weights
+from .attention import MultiHeadAttention
+from .clip_encoders import ClipResNet, ClipTextEncoder, load_clip_weights
 from .configuration_cris import CrisConfig
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
