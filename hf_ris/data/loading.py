@@ -14,6 +14,10 @@ from .refscenes import NAMES, SPLITS, load_refscenes
 from .schema import FEATURES
 
 
+_REAL = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")
+_RAW = ("refs(*).p", "grefs(*).*", "refer_*.json", "ref*.zip")
+_PREPARE = "train/prepare_data.py {} --raw FOLDER --out FOLDER"
+
 AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
 _SHARD = re.compile(r"(?P<split>\w+?)(-\d{5}-of-\d{5}(-\w+)?)?\.parquet")
@@ -46,7 +50,8 @@ def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool 
     elif _HUB_ID.fullmatch(name):
         loaded = _load_hub(name, split, streaming, **kwargs)
     else:
-        raise ValueError(f"there is no data set {name!r}: {_WANTED}")
+        hint = f"{name} is made from its raw download by {_PREPARE.format(name)}; then " if name in _REAL else ""
+        raise ValueError(f"there is no data set {name!r}: {hint}{_WANTED}")
     for part in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
         check_columns(part, name)
     if not streaming or isinstance(loaded, (IterableDataset, IterableDatasetDict)):
@@ -94,11 +99,15 @@ def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
         raise ValueError(f"{path} is a file: {_WANTED}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _pick(datasets.load_from_disk(path), split, path)
+    if (path / "work/plan.json").is_file():
+        raise ValueError(f"{path} was not finished: run the same train/prepare_data.py command again, which goes on")
     shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     if shards:
         return _load_parquet(shards, split, streaming, path)
     if any(path.glob("*.jsonl")):
         return load_jsonl_folder(path, split)
+    if any(found for pattern in _RAW for folder in (path, *path.glob("ref*/")) for found in folder.glob(pattern)):
+        raise ValueError(f"{path} is a raw download: prepare it first, with {_PREPARE.format('NAME')}")
     raise ValueError(f"the folder {path} holds no data set: {_WANTED}")
 
 

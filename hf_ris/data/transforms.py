@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image, ImageEnhance
 
+from .ground_truth import mirror_overlaps
 from .schema import mirror_rle
 
 
@@ -76,6 +77,7 @@ def horizontal_flip(row: dict[str, Any]) -> dict[str, Any] | None:
         "image": row["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         "objects": objects,
         "expressions": [{**said, "text": text} for said, text in zip(row["expressions"], texts, strict=True)],
+        **mirror_overlaps(row),
     }
 
 

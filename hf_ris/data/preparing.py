@@ -1,0 +1,454 @@
+"""From a raw download to a folder of Parquet shards of the one schema, with its report and data card.
+
+The work is done in `OUT.partial`, which becomes `OUT` in one step when all of it is there. Shards are written under
+temporary names, and what a shard holds follows from the raw files and the options alone: a run that was killed goes on
+with the shards that are missing, and ends with the same bytes. Annotations lie in an SQLite file and images are read
+one by one, so memory does not grow with the data.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import ExifTags, Image
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from . import grefcoco, joint, phrasecut, refcoco
+from .card import data_card
+from .ground_truth import PREPARED_FEATURES, GroundTruth, annotation_masks, change_ground_truth
+from .published import PUBLISHED, Counts, differences
+from .raw_files import ImageFiles, RawFiles, read_packed
+from .raw_index import IndexReader, Problem, RawIndex, write_places
+from .schema import validate_row
+
+
+NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
+_ROWS_PER_GROUP = 50
+_LISTED = 5  # problems named in a message; the report has all
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a prepared data set, besides its raw files.
+
+    split_by: who split it: "umd" (default) or "google" for refcocog; the others have one. sets: what a joint set is
+        made of. ground_truth, text: see `ground_truth.py` and `refcoco.fill`.
+    """
+
+    name: str
+    split_by: str | None = None
+    sets: tuple[str, ...] = ()
+    ground_truth: GroundTruth = "union"
+    text: str = "sent"
+    images_per_shard: int = 500
+
+    def __post_init__(self):
+        choices = {**refcoco.SPLIT_BY, **grefcoco.SPLIT_BY, **phrasecut.SPLIT_BY, "joint": (None,)}
+        if self.name not in choices:
+            raise ValueError(f"there is no data set {self.name!r} to prepare: choose one of {', '.join(choices)}")
+        if self.split_by is None:
+            object.__setattr__(self, "split_by", choices[self.name][0])
+        if self.split_by not in choices[self.name]:
+            known = " or ".join(map(str, choices[self.name]))
+            raise ValueError(f"{self.name} is split by {known}, not by {self.split_by}")
+        sets = tuple(self.sets) or (joint.DEFAULT_SETS if self.name == "joint" else ())
+        object.__setattr__(self, "sets", sets)
+        if self.name != "joint" and sets:
+            raise ValueError(f"sets are for joint, not for {self.name}")
+        if len(set(sets)) < len(sets) or set(sets) - set(joint.CHOICES):
+            raise ValueError(f"a joint set is made of distinct ones of {', '.join(joint.CHOICES)}, not of {sets}")
+        if self.ground_truth not in ("union", "sum_equals_one") or self.text not in ("sent", "raw"):
+            raise ValueError(
+                f"ground_truth is union or sum_equals_one and text sent or raw, not {self.ground_truth}, {self.text}"
+            )
+        if self.images_per_shard < 1:
+            raise ValueError(f"images_per_shard must be at least 1, got {self.images_per_shard}")
+
+    @property
+    def title(self) -> str:
+        """As `PUBLISHED` has it."""
+        return self.name if self.split_by is None else f"{self.name} ({self.split_by})"
+
+
+class _Shard(NamedTuple):
+    """Rows [start, stop) of a split; `file` is the Parquet file, its record lies beside it as JSON while preparing."""
+
+    file: Path
+    split: str
+    start: int
+    stop: int
+    ground_truth: GroundTruth
+
+    @property
+    def record(self) -> Path:
+        return self.file.with_suffix(".json")
+
+
+def prepare(
+    raw: str | Path,
+    out: str | Path,
+    options: Options,
+    *,
+    images: Sequence[str | Path] = (),
+    workers: int = 1,
+    check_counts: bool = True,
+    allow_problems: bool = False,
+) -> dict[str, Any]:
+    """Convert the raw download in `raw` to the folder `out`; returns its report (also `out/report.json`).
+
+    Args:
+        raw: the folder that holds the annotations (`refcoco/refs(unc).p`, ...) and the images, or zip archives of them.
+        images: folders or zip archives to take the images from instead.
+        workers: processes; 1 works in this one.
+        check_counts: compare with the published counts of every split.
+        allow_problems: leave out images that are missing, damaged or of another size, and blank expressions; the
+            report lists them. Otherwise they end the run.
+
+    Raises ValueError with one sentence when something is wrong, and then no `out` appears.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    raw = RawFiles(raw)
+    plan = {"format": 1, **asdict(options), "sources": _sources(raw, options)}
+    plan = json.loads(json.dumps(plan))
+    if out.exists():
+        return _finished(out, plan)
+    _begin(partial, plan)
+    work = partial / "work"
+    if not (work / "index.sqlite").exists():
+        _build_index(work, raw, options)
+    facts = json.loads((work / "facts.json").read_text())
+    if check_counts:
+        _check_counts(facts, options)
+    roots, names = images or [raw.root], _picture_folders(options)
+    write_places(work / "places.sqlite", ImageFiles(roots, names, given=bool(images)))
+    with IndexReader(work / "index.sqlite", work / "places.sqlite") as reader:
+        sizes, shared = reader.sizes(), reader.shared_images()
+    shards = list(_shards(partial / "data", sizes, options))
+    _write_shards(shards, work, workers)
+    report = _report(plan, facts, shards, shared)
+    problems = report["problems"]
+    if problems and not allow_problems:
+        raise ValueError(_describe_problems(problems, work))
+    (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(data_card(report), encoding="utf-8")
+    for shard in shards:
+        shard.record.unlink()
+    shutil.rmtree(work)
+    os.rename(partial, out)
+    return report
+
+
+def _sources(raw: RawFiles, options: Options) -> list[dict[str, Any]]:
+    """Name and hash of every annotation file."""
+    if options.name == "joint":
+        files = [file for name in options.sets for file in joint.find(raw, name)]
+    else:
+        files = list(_module(options.name).find(raw, options.name, options.split_by))
+    return [{"file": file.name, "sha256": file.sha256()} for file in files]
+
+
+def _module(name: str):
+    return {"grefcoco": grefcoco, "phrasecut": phrasecut}.get(name, refcoco)
+
+
+def _picture_folders(options: Options) -> list[str]:
+    names = options.sets or (options.name,)
+    return list(dict.fromkeys(folder for name in names for folder in _module(name).PICTURES))
+
+
+def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    report = out / "report.json"
+    if not report.is_file():
+        raise ValueError(f"{out} is there already and no prepared data set: give another --out")
+    report = json.loads(report.read_text(encoding="utf-8"))
+    if report["plan"] != plan:
+        raise ValueError(f"{out} holds a data set of other raw files or options: remove it, or give another --out")
+    return report
+
+
+def _begin(partial: Path, plan: dict[str, Any]) -> None:
+    """Start `partial`, or find that it is of this same plan."""
+    path = partial / "work/plan.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(plan, indent=2))
+    elif json.loads(path.read_text()) != plan:
+        raise ValueError(f"{partial} was begun with other raw files or options: remove it, or give another --out")
+    (partial / "data").mkdir(exist_ok=True)
+    for left in partial.glob("data/*.tmp"):
+        left.unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _build_index(work: Path, raw: RawFiles, options: Options) -> None:
+    """`work/index.sqlite` with all annotations, and `work/facts.json` with what was counted on the way."""
+    temporary = work / "index.sqlite.tmp"
+    index = RawIndex(temporary)
+    counts, dropped = {}, {}
+    if options.name == "joint":
+        for place, name in enumerate(options.sets):
+            _, counts[name] = joint.add_source(index, raw, name, options.text, place)
+        dropped = joint.drop_leaks(index, options.sets)
+    else:
+        arguments = () if options.name == "phrasecut" else (options.text,)
+        _module(options.name).fill(index, raw, options.name, options.split_by, *arguments)
+        counts[options.name] = index.counts()
+    blank = [problem._asdict() for _, problem in index.blank]
+    index.finish()
+    _replace(work / "facts.json", json.dumps({"counts": counts, "dropped": dropped, "blank": blank}))
+    os.replace(temporary, work / "index.sqlite")
+
+
+def _check_counts(facts: dict[str, Any], options: Options) -> None:
+    for name, counts in facts["counts"].items():
+        title = options.title if name == options.name else Options(name).title
+        if title not in PUBLISHED:
+            continue
+        published = PUBLISHED[title]
+        if name == "phrasecut":  # its splits are files of their own, each of which may be absent
+            published = {split: published[split] for split in counts}
+        wrong = differences({split: Counts(*values) for split, values in counts.items()}, published)
+        if wrong:
+            raise ValueError(
+                f"{title} is not the published data set: {'; '.join(wrong)}; --skip-count-check prepares it anyway"
+            )
+
+
+def _shards(folder: Path, sizes: dict[str, int], options: Options) -> Iterator[_Shard]:
+    step = options.images_per_shard
+    for split, size in sizes.items():
+        number = -(-size // step)
+        for place in range(number):
+            file = folder / f"{split}-{place:05d}-of-{number:05d}.parquet"
+            yield _Shard(file, split, place * step, min((place + 1) * step, size), options.ground_truth)
+
+
+def _write_shards(shards: list[_Shard], work: Path, workers: int) -> None:
+    """Write the shards that are missing, and those that had problems: the images may have been mended."""
+    missing = [shard for shard in shards if not _is_done(shard)]
+    total = sum(shard.stop - shard.start for shard in shards)
+    left = sum(shard.stop - shard.start for shard in missing)
+    with tqdm(total=total, initial=total - left, unit="image", desc="shards") as bar:
+        if workers == 1:
+            for shard in missing:
+                bar.update(_write_shard(shard, work))
+            return
+        with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
+            try:
+                for future in as_completed([pool.submit(_write_shard, shard, work) for shard in missing]):
+                    bar.update(future.result())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed ends at once."""
+
+    def watch():
+        connection.wait([parent_process().sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _is_done(shard: _Shard) -> bool:
+    if not shard.record.is_file():
+        return False
+    return not json.loads(shard.record.read_text(encoding="utf-8"))["problems"]
+
+
+def _write_shard(shard: _Shard, work: Path) -> int:
+    """Write Parquet file and record of a shard; returns how many images it went through."""
+    temporary = shard.file.with_name(f"{shard.file.name}.{os.getpid()}.tmp")
+    record = _Record()
+    schema = PREPARED_FEATURES.arrow_schema
+    with IndexReader(work / "index.sqlite", work / "places.sqlite") as reader, temporary.open("wb") as stream:
+        # photographs are compressed already, and they are nearly all of it
+        with pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as writer:
+            rows = []
+            for image, objects, expressions in reader.rows(shard.split, shard.start, shard.stop):
+                row = _row(reader, image, objects, expressions, record, shard)
+                rows += [] if row is None else [row]
+                if len(rows) == _ROWS_PER_GROUP:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    rows = []
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, shard.file)
+    _replace(shard.record, json.dumps(asdict(record)))
+    return shard.stop - shard.start
+
+
+@dataclass
+class _Record:
+    """What a shard tells the report."""
+
+    images: int = 0
+    references: int = 0
+    expressions: int = 0
+    objects: int = 0
+    crowds: int = 0
+    empty_objects: int = 0
+    overlapping_objects: int = 0
+    targets: dict[str, int] = field(default_factory=lambda: {"none": 0, "one": 0, "several": 0})
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+
+    def count(self, row: dict[str, Any]) -> None:
+        expressions = row["expressions"]
+        self.images += 1
+        self.references += len({said["ref_id"] for said in expressions})
+        self.expressions += len(expressions)
+        self.objects += len(row["objects"])
+        self.crowds += len(row["crowds"])
+        self.empty_objects += sum(int(coco_mask.area(entry["mask"])) == 0 for entry in row["objects"])
+        self.overlapping_objects += len(row["overlaps"])
+        for said in expressions:
+            self.targets[("none", "one", "several")[min(len(said["object_indices"]), 2)]] += 1
+
+
+class _Unusable(Exception):
+    """A picture that is left out: what is wrong with it, and more of that."""
+
+
+def _row(
+    reader: IndexReader, image: dict, objects: list[dict], expressions: list[dict], record: _Record, shard: _Shard
+) -> dict[str, Any] | None:
+    """The row of an image, counted in `record`; None, with a problem in `record`, if its picture cannot be used."""
+    try:
+        picture = _picture(reader, image, record)
+    except _Unusable as error:
+        lost = Problem(shard.split, image["image_id"], image["file_name"], *error.args, len(expressions))
+        record.problems.append(lost._asdict())
+        return None
+    row = {
+        "image": {"bytes": picture, "path": image["file_name"]},
+        **{name: image[name] for name in ("image_id", "file_name", "height", "width")},
+        "objects": [],
+        "expressions": [],
+        "crowds": [place for place, entry in enumerate(objects) if entry["crowd"]],
+        "overlaps": [],
+    }
+    for place, entry in enumerate(objects):
+        try:
+            mask, several = annotation_masks(json.loads(entry["segmentation"]), image["height"], image["width"])
+        except ValueError as error:
+            raise ValueError(f"annotation {entry['object_id']} of {image['file_name']}: {error}") from error
+        if several is not None:
+            row["overlaps"].append({"object_index": place, "mask": several})
+        row["objects"].append(
+            {
+                "object_id": entry["object_id"],
+                "category": entry["category"],
+                "bbox": json.loads(entry["bbox"]),
+                "mask": mask,
+            }
+        )
+    index_of = {entry["object_id"]: place for place, entry in enumerate(objects)}
+    for said in expressions:
+        targets = [index_of[number] for number in json.loads(said["object_ids"])]
+        ids = {"expression_id": said["expression_id"], "ref_id": said["ref_id"]}
+        row["expressions"].append({**ids, "text": said["text"], "object_indices": targets})
+    row = change_ground_truth(row, shard.ground_truth)
+    validate_row({**row, "image": Image.open(io.BytesIO(picture))})
+    record.count(row)
+    return row
+
+
+def _picture(reader: IndexReader, image: dict[str, Any], record: _Record) -> bytes:
+    """The image file as it is stored; its hash goes to `record`.
+
+    A file that its EXIF would turn on display becomes a PNG of its pixels as they lie: annotations refer to these.
+    """
+    place = reader.place(image["file_name"])
+    if place is None:
+        raise _Unusable("missing image", "")
+    try:
+        data = place.read_bytes() if isinstance(place, Path) else read_packed(place)
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()  # all of it: a file that was cut off has a whole header
+            size = picture.height, picture.width
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            pixels = np.asarray(picture) if turned else None
+    except _IMAGE_ERRORS as error:
+        raise _Unusable("damaged image", str(error)) from error
+    if size != (image["height"], image["width"]):
+        detail = f"{size[0]} x {size[1]} instead of {image['height']} x {image['width']} (height x width)"
+        raise _Unusable("image of another size", detail)
+    record.hashes.append(f"{hashlib.sha256(data).hexdigest()}  {image['file_name']}")
+    if not turned:
+        return data
+    plain = io.BytesIO()
+    Image.fromarray(pixels).save(plain, "PNG")
+    return plain.getvalue()
+
+
+def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[_Shard], shared: int) -> dict[str, Any]:
+    """All that is known of the set: counts of splits, problems, hashes. Deterministic, so no date and no speed."""
+    splits: dict[str, dict[str, Any]] = {}
+    problems, digest = list(facts["blank"]), hashlib.sha256()
+    for shard in shards:
+        record = json.loads(shard.record.read_text(encoding="utf-8"))
+        problems += record.pop("problems")
+        for line in record.pop("hashes"):
+            digest.update(f"{line}\n".encode())
+        total = splits.setdefault(shard.split, {"shards": 0})
+        total["shards"] += 1
+        for name, value in record.items():
+            if name == "targets":
+                old = total.setdefault(name, dict.fromkeys(value, 0))
+                total[name] = {kind: old[kind] + value[kind] for kind in value}
+            else:
+                total[name] = total.get(name, 0) + value
+    return {
+        "plan": plan,
+        "splits": splits,
+        "raw_counts": facts["counts"],
+        "dropped": facts["dropped"],
+        "images_in_several_splits": shared,
+        "images_sha256": digest.hexdigest(),
+        "problems": problems,
+    }
+
+
+def _describe_problems(problems: list[dict[str, Any]], work: Path) -> str:
+    """One sentence, after writing them all to `work/problems.jsonl`."""
+    path = work / "problems.jsonl"
+    _replace(path, "".join(f"{json.dumps(problem)}\n" for problem in problems))
+    kinds: dict[str, int] = {}
+    for problem in problems:
+        kinds[problem["problem"]] = kinds.get(problem["problem"], 0) + 1
+    named = [
+        " ".join(filter(None, (problem["file_name"], f"({problem['problem']})", problem["detail"])))
+        for problem in problems[:_LISTED]
+    ]
+    lost = sum(problem["expressions"] for problem in problems)
+    counted = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return (
+        f"{counted}, with {lost} expressions: {', '.join(named)}{', ...' * (len(problems) > _LISTED)}; all are listed "
+        f"in {path}. Mend them and run the command again, which goes on where it stands, or leave them out with "
+        "--allow-problems"
+    )

@@ -1,0 +1,262 @@
+"""Raw downloads as they lie: folders and zip archives (which stay packed), and JSON too large to load."""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+
+_CHUNK = 1 << 20
+_PICTURES = (".jpg", ".jpeg", ".png")
+_DEPTH = 5  # of folders below the raw folder in which pictures are looked for: images/mscoco/images/train2014
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file on disk, or `member` of the zip archive at `path`; `name` is what it is called in every layout."""
+
+    name: str
+    path: Path
+    member: str | None = None
+
+    def open(self) -> BinaryIO:
+        if self.member is None:
+            return self.path.open("rb")
+        return zipfile.ZipFile(self.path).open(self.member)
+
+    def sha256(self) -> str:
+        with self.open() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class Packed(NamedTuple):
+    """Where a member of a zip archive lies, so that it can be read without the archive's directory in memory."""
+
+    name: str
+    archive: str
+    offset: int
+    size: int
+    method: int
+    crc: int
+
+
+class RawFiles:
+    """Everything below `root`, a folder, and in the zip archives in it and in its subfolders; or one zip archive.
+
+    Raises ValueError where an archive is damaged, encrypted or has an entry that leads outside it.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser()
+        if not self.root.exists():
+            raise ValueError(f"there is no {self.root}: --raw takes the folder that the downloads lie in")
+        is_folder = self.root.is_dir()
+        found = [*self.root.glob("*.zip"), *self.root.glob("*/*.zip")] if is_folder else [self.root]
+        self.archives = {path: _members(path) for path in sorted(found)}
+
+    def find(self, folder: str, *names: str) -> RawFile:
+        """The first of `names` that is there: in `folder`, in the root itself, or in an archive under that path."""
+        places = [self.root / folder, self.root] if self.root.is_dir() else []
+        for name in names:
+            for place in places:
+                if (place / name).is_file():
+                    return RawFile(f"{folder}/{name}", place / name)
+            for path, members in self.archives.items():
+                own = path.stem == folder
+                for member in members:
+                    if f"/{member}".endswith(f"/{folder}/{name}") or (own and PurePosixPath(member).name == name):
+                        return RawFile(f"{folder}/{name}", path, member)
+        wanted = " or ".join(f"{folder}/{name}" for name in names)
+        raise ValueError(f"{self.root} holds no {wanted}, neither as a file nor in a zip archive")
+
+
+class ImageFiles:
+    """Pictures by file name: in the folders of these names below the roots, and in zip archives."""
+
+    def __init__(self, roots: Sequence[str | Path], folder_names: Sequence[str], given: bool = False):
+        """given: the roots are the picture folders themselves (or archives), not to be searched."""
+        self.folders: list[str] = []
+        self.archives: list[Path] = []
+        for root in map(Path, roots):
+            if not root.exists():
+                raise ValueError(f"there is no {root} to take the images from")
+            if root.is_file():
+                self.archives.append(root)
+                continue
+            self.folders += [str(root)] * given + _folders(root, set(folder_names), _DEPTH)
+            self.archives += sorted([*root.glob("*.zip"), *root.glob("*/*.zip")])
+        self.folder_names = tuple(folder_names)
+
+    def packed(self) -> Iterator[Packed]:
+        """Every picture in the archives; of two with one name the first counts."""
+        for path in self.archives:
+            _members(path)
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    name = PurePosixPath(info.filename).name
+                    if name.lower().endswith(_PICTURES):
+                        yield Packed(
+                            name, str(path), info.header_offset, info.compress_size, info.compress_type, info.CRC
+                        )
+
+
+def read_packed(entry: Packed) -> bytes:
+    """The content of a zip member, stored or deflated; OSError where it is not what the archive's directory says."""
+    with open(entry.archive, "rb") as stream:
+        stream.seek(entry.offset)
+        header = stream.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise OSError(f"{entry.archive} has no member at byte {entry.offset}")
+        stream.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
+        data = stream.read(entry.size)
+    if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise OSError(f"{entry.archive} packs {entry.name} by method {entry.method}; stored and deflated can be read")
+    try:
+        data = data if entry.method == zipfile.ZIP_STORED else zlib.decompress(data, wbits=-15)
+    except zlib.error as error:
+        raise OSError(f"{entry.name} cannot be unpacked: {error}") from error
+    if zlib.crc32(data) != entry.crc:
+        raise OSError(f"{entry.name} does not have the checksum of the archive's directory")
+    return data
+
+
+def check_name(name: Any, what: str) -> str:
+    """`name` if it is a plain file name; ValueError if it is a path, which could lead outside the picture folder."""
+    if not isinstance(name, str) or not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise ValueError(f"{what} names the image file {name!r}, but it must be a plain file name, without folders")
+    return name
+
+
+def _folders(root: Path, names: set[str], depth: int) -> list[str]:
+    """Folders of these names, at most `depth` levels below `root`, in order."""
+    with os.scandir(root) as entries:
+        below = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    found = []
+    for name in below:
+        if name in names:
+            found.append(str(root / name))
+        if depth > 1:
+            found += _folders(root / name, names, depth - 1)
+    return found
+
+
+def _members(path: Path) -> list[str]:
+    """The names of an archive's entries, all of which stay inside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} is no whole zip archive: {error}") from error
+    for entry in entries:
+        parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
+        if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", entry.filename):
+            raise ValueError(f"{path} is refused: its entry {entry.filename!r} leads outside the archive")
+        if entry.flag_bits & 1:
+            raise ValueError(f"{path} is encrypted ({entry.filename}): unpack it first")
+    return [entry.filename for entry in entries]
+
+
+def iterate_json(stream: BinaryIO, name: str) -> Iterator[tuple[str | None, Any]]:
+    """The content of a JSON file piece by piece, with one piece in memory.
+
+    A top-level array gives (None, item) for each item. A top-level object gives, key by key, (key, item) for each item
+    of an array and (key, value) for any other value.
+    """
+    text = _Text(stream, name)
+    opening = text.next_sign()
+    if opening == "[":
+        for item in text.items():
+            yield None, item
+    elif opening == "{":
+        while text.next_sign(expected='"}') == '"':
+            key = text.value(text.position - 1)
+            text.next_sign(expected=":")
+            if text.peek() == "[":
+                text.next_sign()
+                for item in text.items():
+                    yield key, item
+            else:
+                yield key, text.value()
+            if text.next_sign(expected=",}") == "}":
+                break
+    else:
+        raise ValueError(f"{name} is no JSON file: it begins with {opening!r}")
+
+
+class _Text:
+    """A window on a UTF-8 stream that the JSON decoder reads values from."""
+
+    def __init__(self, stream: BinaryIO, name: str):
+        self.stream, self.name = stream, name
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.decoder = json.JSONDecoder()
+        self.window, self.position, self.ended = "", 0, False
+
+    def read(self, size: int) -> bool:
+        """Forget what was used and add more; False at the end."""
+        if self.ended:
+            return False
+        data = self.stream.read(size)
+        self.ended = not data
+        try:
+            more = self.decode(data, self.ended)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.name} is not UTF-8: {error}") from error
+        self.window, self.position = self.window[self.position :] + more, 0
+        return True
+
+    def peek(self) -> str:
+        """The next sign that is no white space; "" at the end."""
+        while True:
+            while self.position < len(self.window):
+                if self.window[self.position] not in " \t\r\n":
+                    return self.window[self.position]
+                self.position += 1
+            if not self.read(_CHUNK):
+                return ""
+
+    def next_sign(self, expected: str = "") -> str:
+        sign = self.peek()
+        if not sign or (expected and sign not in expected):
+            raise ValueError(f"{self.name} is no whole JSON file: {sign or 'its end'!r} stands where {expected} fits")
+        self.position += 1
+        return sign
+
+    def value(self, start: int | None = None) -> Any:
+        """The value at `start`, by default the next one."""
+        if start is None:
+            self.peek()
+        else:
+            self.position = start
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.window, self.position)
+            except RecursionError as error:
+                raise ValueError(f"{self.name} nests too deeply") from error
+            except json.JSONDecodeError as error:
+                if not self.read(size):
+                    raise ValueError(f"{self.name} is no whole JSON file: {error}") from error
+            else:
+                # a number at the window's end may go on: of 0.5 the window has 0. perhaps
+                if (end < len(self.window) and self.window[end] not in "0123456789.eE+-") or not self.read(size):
+                    self.position = end
+                    return value
+            size *= 2  # a value of many chunks is not decoded again for each
+
+    def items(self) -> Iterator[Any]:
+        """Items of the array whose bracket was just read."""
+        if self.peek() == "]":
+            self.position += 1
+            return
+        while True:
+            yield self.value()
+            if self.next_sign(expected=",]") == "]":
+                return
