@@ -1,11 +1,11 @@
 """CLIP's image and text encoders, built by open_clip and opened up: maps for a vector, words beside the sentence.
 
-`ClipResNet` and `ClipTextEncoder` each take a `ClipEncoderConfig`. Construction never downloads;
+`ClipResNet`, `ClipViT` and `ClipTextEncoder` each take a `ClipEncoderConfig`. Construction never downloads;
 `load_clip_weights(config, image_encoder, text_encoder)` does.
 
 Weights are CLIP's, the way through them is ours:
-- The attention pool keeps its positions: every token attends to every token, and each gives a vector. The table of
-  positions is resized bicubically to the map at hand.
+- The attention pool keeps its positions: every token attends to every token, and each gives a vector. So does the
+  vision transformer. The table of positions is resized bicubically to the map at hand.
 - The text transformer takes any length up to its table of positions. It is causal, so padding at the end changes no
   word before it, and the end token is the last that the attention mask admits, whatever pads the ids.
 """
@@ -21,7 +21,7 @@ from open_clip.factory import load_state_dict
 from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +29,16 @@ from torch.utils.checkpoint import checkpoint
 from .attention import MultiHeadAttention, attend
 from .configuration_ris import ClipEncoderConfig
 from .vision_encoders import Encoder
+
+
+def resized_positions(table: Tensor, height: int, width: int) -> Tensor:
+    """A table of positions (1 + side^2, C) without row 0, resized: (height * width, C)."""
+    side = math.isqrt(table.shape[0] - 1)
+    if (height, width) == (side, side):
+        return table[1:]
+    grid = table[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+    return grid[0].flatten(1).T
 
 
 class PositionKeepingAttentionPool(AttentionPool2d):
@@ -43,17 +53,10 @@ class PositionKeepingAttentionPool(AttentionPool2d):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
 
-    def positions(self, height: int, width: int) -> Tensor:
-        """The table without row 0, resized: (h * w, C)."""
-        side = math.isqrt(self.positional_embedding.shape[0] - 1)
-        grid = self.positional_embedding[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
-        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-        return grid[0].flatten(1).T
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, C, h, w) -> map (B, E, h, w), and the mean token's (B, E) if it is kept, else None."""
         height, width = x.shape[-2:]
-        tokens, positions = x.flatten(2).transpose(1, 2), self.positions(height, width)
+        tokens, positions = x.flatten(2).transpose(1, 2), resized_positions(self.positional_embedding, height, width)
         if self.keeps_mean_token:
             tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
             positions = torch.cat([self.positional_embedding[:1], positions])
@@ -99,10 +102,65 @@ class ClipResNet(Encoder):
         """C5 (B, channels[2], h, w) -> (B, E, h, w), and the mean token (B, E) if it is kept, else None."""
         return self.backbone.attnpool(c5)
 
+    def joint(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) -> `pool` of C5, in CLIP's joint space: (B, E, H/32, W/32), and the mean token's (B, E)."""
+        return self.pool(self(pixel_values)[-1])
+
     def _run(self, stage, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training:
             return checkpoint(stage, x, use_reentrant=False)
         return stage(x)
+
+
+class _ImageTower(VisionTransformer):
+    """open_clip's, whose raw parameters can be drawn anew by the name that `RisPreTrainedModel` knows."""
+
+    def reset_parameters(self) -> None:
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=len(self.class_embedding) ** -0.5)
+
+
+class ClipViT(Encoder):
+    """CLIP's vision transformer (ViT-B-16), of which every token is taken to CLIP's joint width E, `output_dim`.
+
+    Raises:
+        ValueError: a config whose image tower is no vision transformer.
+    """
+
+    def __init__(self, config: ClipEncoderConfig):
+        super().__init__()
+        settings = clip_model_config(config)
+        self.backbone = _build_vision_tower(settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"])
+        if type(self.backbone) is not VisionTransformer:
+            raise ValueError(f"The image encoder must be one of CLIP's vision transformers, got {config.name!r}.")
+        self.backbone.__class__ = _ImageTower
+        for block in self.backbone.transformer.resblocks:
+            block.attn.__class__ = MultiHeadAttention
+        self.output_dim = settings["embed_dim"]
+        self.strides = (self.backbone.patch_size[0],)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        super().set_grad_checkpointing(enable)
+        self.backbone.set_grad_checkpointing(enable)
+
+    def joint(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> patches (B, E, H/p, W/p) and the class token (B, E), projected and not normalised."""
+        tower = self.backbone
+        patches = tower.conv1(pixel_values)
+        height, width = patches.shape[-2:]
+        positions = resized_positions(tower.positional_embedding, height, width)
+        tokens = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
+        summary = (tower.class_embedding + tower.positional_embedding[0]).to(tokens.dtype)
+        tokens = torch.cat([summary.expand(len(tokens), 1, -1), tokens], 1)
+        tokens = tower.ln_post(tower.transformer(tower.ln_pre(tokens))) @ tower.proj
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)), tokens[:, 0]
+
+
+def build_clip_image_encoder(config: ClipEncoderConfig) -> ClipViT | ClipResNet:
+    """The image tower of a config, with the token for the whole image that `joint` gives beside the map."""
+    if isinstance(clip_model_config(config)["vision_cfg"]["layers"], (list, tuple)):
+        return ClipResNet(config, keeps_mean_token=True)
+    return ClipViT(config)
 
 
 class _TextTower(TextTransformer):
@@ -166,18 +224,22 @@ def clip_model_config(config: ClipEncoderConfig) -> dict[str, Any]:
     return settings
 
 
-def load_clip_weights(config: ClipEncoderConfig, image_encoder: nn.Module, text_encoder: ClipTextEncoder) -> None:
+def load_clip_weights(
+    config: ClipEncoderConfig, image_encoder: nn.Module | None, text_encoder: ClipTextEncoder
+) -> None:
     """Load `config.pretrained`, a tag of open_clip or a file, into both towers.
 
     Args:
-        image_encoder: has open_clip's image tower as `backbone`.
+        image_encoder: has open_clip's image tower as `backbone`; None where the text tower is all that is wanted.
 
     Raises:
         OSError: weights that are neither there nor reachable; the message names them.
         ValueError: a config or a file whose weights do not fit.
     """
     state = _clip_state_dict(config)
-    parts = {"visual.": image_encoder.backbone, "": text_encoder.tower}
+    parts = {"": text_encoder.tower}
+    if image_encoder is not None:
+        parts["visual."] = image_encoder.backbone
     expected = {prefix + key: value for prefix, part in parts.items() for key, value in part.state_dict().items()}
     # models with a text tower of their own have its keys under `text.`
     state = {key.removeprefix("text."): value for key, value in state.items()}

@@ -15,14 +15,21 @@ def coordinates_like(x: Tensor) -> Tensor:
     return grid.expand(x.shape[0], -1, -1, -1)
 
 
-def sine_positions(x: Tensor) -> Tensor:
-    """Fixed positions (hw, C) of a map (B, C, h, w): sines and cosines of y, then of x, in full turns of the map."""
+def sine_positions(x: Tensor, content: Tensor | None = None) -> Tensor:
+    """Fixed positions (hw, C) of a map (B, C, h, w): sines and cosines of y, then of x, in full turns of the map.
+
+    With `content` (B, 2), the rows and columns of each map that are not padding, turns are those of the content, and
+    positions are (B, hw, C).
+    """
     channels, height, width = x.shape[1:]
     frequencies = torch.arange(channels // 4, device=x.device, dtype=torch.float32) * (-4 * math.log(10_000) / channels)
     frequencies = 2 * math.pi * frequencies.exp()
     parts = []
-    for size in (height, width):
-        angles = (torch.arange(size, device=x.device, dtype=torch.float32) + 0.5)[:, None] / size * frequencies
-        parts.append(torch.cat([angles.sin(), angles.cos()], 1))
-    grid = torch.cat([parts[0][:, None].expand(-1, width, -1), parts[1][None].expand(height, -1, -1)], 2)
-    return grid.flatten(0, 1).to(x.dtype)
+    for axis, size in enumerate((height, width)):
+        turns = torch.arange(size, device=x.device, dtype=torch.float32) + 0.5
+        turns = turns / size if content is None else turns / content[:, axis, None]
+        angles = turns[..., None] * frequencies
+        parts.append(torch.cat([angles.sin(), angles.cos()], -1))
+    rows, columns = parts[0].unsqueeze(-2), parts[1].unsqueeze(-3)
+    rows, columns = rows.expand(*rows.shape[:-2], width, -1), columns.expand(*columns.shape[:-3], height, -1, -1)
+    return torch.cat([rows, columns], -1).flatten(-3, -2).to(x.dtype)

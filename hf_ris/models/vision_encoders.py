@@ -6,6 +6,10 @@
 Swin is timm's with one change that published detection-style weights (LAVT, EAVL, MPG-LQGNet) expect: a block pads
 its map before it rolls it, never shrinks its window and never drops its shift (timm rolls first, and shrinks on small
 maps).
+
+A batch of images of different shapes is padded right and below; `content` (B, 2) long says how many rows and columns of
+each image are not padding (VATEX). What an encoder gives there is then what it gives for that image alone, whatever the
+padding holds; what it gives in the padding means nothing.
 """
 
 import timm
@@ -14,6 +18,7 @@ from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_ris import VisionEncoderConfig
 
@@ -29,8 +34,22 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = enable
 
 
+def inside(content: Tensor, height: int, width: int) -> Tensor:
+    """(B, height, width) bool: the first rows and columns, as many as `content` (B, 2) says."""
+    rows = torch.arange(height, device=content.device) < content[:, :1]
+    columns = torch.arange(width, device=content.device) < content[:, 1:]
+    return rows[:, :, None] & columns[:, None]
+
+
+def cells(content: Tensor, stride: int) -> Tensor:
+    """`content` in pixels to that of a map of this stride: what a pixel of the content touches."""
+    return (content + stride - 1) // stride
+
+
 class VisionEncoder(Encoder):
     """Base: `forward(pixel_values (B, 3, H, W)) -> list of (B, channels[i], H / strides[i], W / strides[i])`.
+
+    Images of different shapes are padded and come with `content` (B, 2), see the head of this file.
 
     Every encoder has `load_pretrained()`, which raises ValueError when `arguments` changed the architecture so that no
     public weights fit, and OSError when the weights are neither in the cache nor reachable.
@@ -79,9 +98,23 @@ class CnnEncoder(VisionEncoder):
         self.channels = self.backbone.feature_info.channels()
         if self.backbone.feature_info.reduction() != self.strides:
             raise ValueError(f"{config.name} has no levels of stride {self.strides}; check output_stages.")
+        self._content: tuple[Tensor, int] | None = None
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+                module.register_forward_pre_hook(self._hide_padding)
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> list[Tensor]:
+        self._content = None if content is None else (content, pixel_values.shape[-2])
         return self.backbone(pixel_values)
+
+    def _hide_padding(self, convolution: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        """What lies beyond the content is what a convolution pads with, 0. (Max pooling comes after a ReLU.)"""
+        if self._content is None:
+            return None
+        content, height = self._content
+        x = inputs[0]
+        mask = inside(cells(content, -(-height // x.shape[-2])), *x.shape[-2:])
+        return (x * mask[:, None],)
 
     def load_pretrained(self) -> None:
         if self.config.arguments:
@@ -115,9 +148,16 @@ def _darknet(name: str, out_indices: list[int], depths=None, widths=None, stem_w
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block whose map (B, H, W, C) is padded to whole windows first and rolled after."""
 
-    def _attn(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, content: Tensor | None = None) -> Tensor:
+        """x (B, H, W, C); `content` (B, 2) in its positions, or None where all of it is."""
+        x = x + self.drop_path1(self._attn(self.norm1(x), content))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def _attn(self, x: Tensor, content: Tensor | None = None) -> Tensor:
         height, width = x.shape[1:3]
         win_h, win_w = self.window_size
+        if content is not None:
+            x = x * inside(content, height, width)[..., None]
         x = F.pad(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
         shift_h, shift_w = self.shift_size
         shifted = any(self.shift_size)
@@ -126,11 +166,26 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         padded_h, padded_w, channels = x.shape[1:]
         windows = window_partition(x, self.window_size).view(-1, self.window_area, channels)
         mask = self.get_attn_mask(x) if shifted else None
+        if shifted and content is not None:
+            mask = mask + self._foreign(content, padded_h, padded_w).to(mask.dtype)
+            mask = mask.flatten(0, 1)
         windows = self.attn(windows, mask=mask).view(-1, win_h, win_w, channels)
         x = window_reverse(windows, self.window_size, padded_h, padded_w)
         if shifted:
             x = torch.roll(x, shifts=(shift_h, shift_w), dims=(1, 2))
         return x[:, :height, :width]
+
+    def _foreign(self, content: Tensor, height: int, width: int) -> Tensor:
+        """(B, windows, area, area): -100 between what lies in the image's own whole windows and what lies beyond.
+
+        Alone, an image is padded to whole windows, and what is rolled in from its other side is masked. In a larger
+        map that place is taken by more padding.
+        """
+        window = content.new_tensor(self.window_size)
+        own = inside(cells(content, window) * window, height, width)
+        own = torch.roll(own, shifts=tuple(-shift for shift in self.shift_size), dims=(1, 2))
+        own = window_partition(own[..., None], self.window_size).view(len(content), -1, self.window_area)
+        return -100.0 * (own[:, :, :, None] != own[:, :, None, :])
 
 
 class SwinEncoder(VisionEncoder):
@@ -167,15 +222,27 @@ class SwinEncoder(VisionEncoder):
         patch_h, patch_w = self.backbone.patch_embed.patch_size
         return self.backbone.patch_embed(F.pad(pixel_values, (0, -width % patch_w, 0, -height % patch_h)))
 
-    def stage(self, index: int, x: Tensor) -> Tensor:
+    def stage(self, index: int, x: Tensor, content: Tensor | None = None) -> Tensor:
         """Stage `index` (0-3), patch merging first: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C); stage 0 keeps."""
-        return self.backbone.layers[index](x)
+        layer = self.backbone.layers[index]
+        if content is None:
+            return layer(x)
+        stride = self.backbone.patch_embed.patch_size[0] * 2**index
+        if index:  # an odd side is padded with 0 before four positions are merged
+            x = x * inside(cells(content, stride // 2), *x.shape[1:3])[..., None]
+        x = layer.downsample(x)
+        for block in layer.blocks:
+            if layer.grad_checkpointing:
+                x = checkpoint(block, x, cells(content, stride), use_reentrant=False)
+            else:
+                x = block(x, cells(content, stride))
+        return x
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> list[Tensor]:
         x = self.embed(pixel_values)
         levels = []
         for index in range(max(self.config.output_stages) - 1):
-            x = self.stage(index, x)
+            x = self.stage(index, x, content)
             if index + 2 in self.config.output_stages:
                 levels.append(self.norms[len(levels)](x).permute(0, 3, 1, 2))
         return levels
