@@ -20,8 +20,10 @@ __version__ = "0.1.0"
 # One line per architecture: the model type (the trio's file suffix) and the prefix of its class names.
 ARCHITECTURES: dict[str, str] = {
     "cris": "Cris",
+    "eavl": "Eavl",
     "lavt": "Lavt",
     "lts": "Lts",
+    "vlt": "Vlt",
 }
 
 

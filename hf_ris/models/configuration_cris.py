@@ -20,6 +20,8 @@ class CrisConfig(RisConfig):
         decoder_heads, decoder_ffn_dim, decoder_dropout: of each of its layers.
         masked_token_id: words of this id are hidden from the decoder as padding is. The published program pads with 0
             and tells padding by it, so that it hides the word "!", whose id is 0, too: converted checkpoints have 0.
+        aligner: EAVL's Vision-Language Aligner instead of the sentence's kernel (EAVL, Table V).
+        aligner_queries: its N_q.
     """
 
     model_type = "cris"
@@ -34,6 +36,8 @@ class CrisConfig(RisConfig):
     decoder_ffn_dim: int = 2048
     decoder_dropout: float | int = 0.1
     masked_token_id: int | None = None
+    aligner: bool = False
+    aligner_queries: int = 24
 
     def __post_init__(self, **kwargs):
         self.neck_dims = list(self.neck_dims)
@@ -45,14 +49,14 @@ class CrisConfig(RisConfig):
             raise ValueError(f"{name}: neck_dims takes three positive numbers, got {self.neck_dims}.")
         if self.decoder_layers < 0:
             raise ValueError(f"{name}: decoder_layers must not be negative, got {self.decoder_layers}.")
-        for field in ("decoder_heads", "decoder_ffn_dim"):
+        for field in ("decoder_heads", "decoder_ffn_dim", "aligner_queries"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{name}: {field} must be at least 1, got {getattr(self, field)}.")
         width = self.neck_dims[1]
-        if self.decoder_layers and (width % self.decoder_heads or width % 4):
+        if (self.decoder_layers or self.aligner) and (width % self.decoder_heads or width % 4):
             raise ValueError(
-                f"{name}: the decoder's width neck_dims[1] must be a multiple of decoder_heads, and of 4 (sine and "
-                f"cosine of column and row), got {width} with {self.decoder_heads} heads."
+                f"{name}: neck_dims[1], the width of decoder and aligner, must be a multiple of decoder_heads, and of "
+                f"4 (sine and cosine of column and row), got {width} with {self.decoder_heads} heads."
             )
         if not 0 <= self.decoder_dropout < 1:
             raise ValueError(f"{name}: decoder_dropout must lie in [0, 1), got {self.decoder_dropout}.")

@@ -19,6 +19,8 @@ class LavtConfig(RisConfig):
         fusion_dropout: dropout in [0, 1) after the two GELU projections of the pixel-word attention module.
         decoder_dim: channels of the decoder's hidden maps.
         loss_weights: cross-entropy weights of background and foreground.
+        aligner: EAVL's Vision-Language Aligner instead of the decoder's last convolution (EAVL, Table V).
+        aligner_queries, aligner_dim: N_q and C of the aligner; 8 heads divide C.
     """
 
     model_type = "lavt"
@@ -31,6 +33,9 @@ class LavtConfig(RisConfig):
     fusion_dropout: float | int = 0.0
     decoder_dim: int = 512
     loss_weights: list[float | int] | tuple[float | int, ...] = (0.9, 1.1)
+    aligner: bool = False
+    aligner_queries: int = 24
+    aligner_dim: int = 512
 
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
@@ -52,8 +57,11 @@ class LavtConfig(RisConfig):
             raise ValueError(
                 f"loss_weights takes two positive numbers, background and foreground, got {list(self.loss_weights)}."
             )
-        if self.decoder_dim < 1:
-            raise ValueError(f"decoder_dim must be at least 1, got {self.decoder_dim}.")
+        for name in ("decoder_dim", "aligner_queries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.aligner_dim < 1 or self.aligner_dim % 8:
+            raise ValueError(f"aligner_dim must be a multiple of 8, the number of heads, got {self.aligner_dim}.")
         if not 0 <= self.fusion_dropout < 1:
             raise ValueError(f"fusion_dropout must lie in [0, 1), got {self.fusion_dropout}.")
         if self.max_text_length > text.max_position_embeddings:

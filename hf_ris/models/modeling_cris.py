@@ -26,6 +26,8 @@ Deviations and readings:
 - The program hides every word of id 0 from the decoder, "!" included (`masked_token_id`, which converted checkpoints
   set); by default padding alone is hidden.
 - Sides of the input are multiples of 32. Batch norm of the sentence needs two expressions in a training batch.
+- With EAVL's aligner (`aligner=True`; EAVL, Table V) kernels made from queries replace the sentence's. The queries read
+  C3, C4, the pooled C5 and the words, without a global vision feature, and fix the size of the input.
 - Logits are at stride 4. The row of the paper's ablation without the contrastive loss describes no other head and is
   not built.
 """
@@ -37,36 +39,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .aligner import MultiQueryGenerator, VisionLanguageAligner
 from .attention import MultiHeadAttention
 from .clip_encoders import ClipResNet, ClipTextEncoder, load_clip_weights
 from .configuration_cris import CrisConfig
+from .convolutions import ConvNorm, ConvNormReLU, upsample
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
-
-
-class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm; keeps the map's size."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, h, w) -> (N, out_channels, h, w)."""
-        return self.norm(self.conv(x))
-
-
-class ConvNormReLU(ConvNorm):
-    """Convolution without bias, batch norm, ReLU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x))
-
-
-def upsample(x: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, C, 2h, 2w)."""
-    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 class CrossModalNeck(nn.Module):
@@ -172,7 +151,10 @@ class VisionLanguageDecoder(nn.Module):
 
 
 class Projector(nn.Module):
-    """Text-to-pixel response: the sentence becomes a 3x3 kernel and a bias, applied to its pixels at stride 4."""
+    """Text-to-pixel response: the sentence becomes a 3x3 kernel and a bias, applied to its pixels at stride 4.
+
+    With `config.aligner` there is EAVL's aligner instead of that kernel, to be applied to `pixels` and queries.
+    """
 
     def __init__(self, config: CrisConfig, text_channels: int):
         super().__init__()
@@ -181,19 +163,31 @@ class Projector(nn.Module):
         self.visual1 = ConvNormReLU(dim, dim, 3)
         self.visual2 = ConvNormReLU(dim, self.channels, 3)
         self.visual_output = nn.Conv2d(self.channels, self.channels, 1)
-        self.kernel = nn.Linear(text_channels, 9 * self.channels + 1)
+        self.kernel = self.aligner = None
+        if config.aligner:
+            self.aligner = VisionLanguageAligner(dim, self.channels, config.decoder_heads)
+        else:
+            self.kernel = nn.Linear(text_channels, 9 * self.channels + 1)
 
     def forward(self, x: Tensor, sentence: Tensor) -> Tensor:
         """Pixels (N, D, H/16, W/16), sentences (N, E) -> logits (N, H/4, W/4)."""
-        x = self.visual_output(self.visual2(upsample(self.visual1(upsample(x)))))
-        return respond(x, *self.kernel(sentence).split([9 * self.channels, 1], 1))
+        return respond(self.pixels(x), *self.kernel(sentence).split([9 * self.channels, 1], 1))
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """(N, D, H/16, W/16) -> (N, D/2, H/4, W/4), what kernels are applied to."""
+        return self.visual_output(self.visual2(upsample(self.visual1(upsample(x)))))
 
 
 def respond(x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-    """Each map (N, C, h, w) through its own 3x3 kernel (N, 9 C), zero-padded, plus its bias (N, 1) -> (N, h, w)."""
-    count, channels = x.shape[:2]
-    kernels = kernels.view(count, channels, 3, 3)
-    return F.conv2d(x.flatten(0, 1)[None], kernels, biases.flatten(), padding=1, groups=count)[0]
+    """Each map (N, C, h, w) through its own 3x3 kernel (N, 9 C), zero-padded, plus its bias (N, 1) -> (N, h, w).
+
+    A matrix product gives the nine taps' answers at each place, `fold` adds them where they belong. A grouped convolution
+    of one output channel each does the same and takes up to ten times as long.
+    """
+    height, width = x.shape[-2:]
+    taps = kernels.unflatten(1, (-1, 9)).flip(2)  # an answer lies opposite to where its tap looks
+    answers = x.permute(0, 2, 3, 1).flatten(1, 2) @ taps  # (N, hw, 9)
+    return F.fold(answers.transpose(1, 2), (height, width), 3, padding=1)[:, 0] + biases[..., None]
 
 
 class CrisForReferringSegmentation(RisPreTrainedModel):
@@ -222,6 +216,12 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         self.neck = CrossModalNeck(config, [c3, c4, joint], joint)
         self.decoder = VisionLanguageDecoder(config) if config.decoder_layers else None
         self.projector = self.projector_class(config, joint)
+        self.query_generator = None
+        if config.aligner:
+            dim, positions = config.neck_dims[1], (config.image_size // 16) ** 2
+            self.query_generator = MultiQueryGenerator(
+                [c3, c4, joint], 1, dim, positions, self.text_encoder.channels, dim, config.aligner_queries
+            )
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
@@ -233,18 +233,22 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         """
         load_clip_weights(self.config.clip_config, self.vision_encoder, self.text_encoder)
 
-    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on text: (B, 3, H, W) -> the neck's projections of C3, C4 and C5.
 
+        With the aligner, the image's half of the queries comes behind them.
+
         Raises:
-            ValueError: sides that are no multiples of 32.
+            ValueError: sides that are no multiples of 32, or with the aligner not the config's image_size.
         """
         height, width = pixel_values.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"CRIS takes images whose sides are multiples of 32, got {height}x{width}.")
         c3, c4, c5 = self.vision_encoder(pixel_values)
         pooled, _ = self.vision_encoder.pool(c5)
-        return self.neck.project(c3, c4, F.relu(pooled + self.connect(c5)))
+        levels = [c3, c4, F.relu(pooled + self.connect(c5))]
+        visual = self.neck.project(*levels)
+        return visual if self.query_generator is None else (*visual, self.query_generator.project(levels))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask -> words (N, L, D) and sentences (N, E)."""
@@ -271,7 +275,8 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1]; nearest-resized to the logits.
 
         Returns:
-            `RisOutput` with logits (N, H/4, W/4), and with labels `loss` and `losses`.
+            `RisOutput` with logits (N, H/4, W/4), and with labels `loss` and `losses`. With the aligner also
+            query_logits (N, N_q, H/4, W/4), None in training, and query_scores (N, N_q), which sum to 1.
 
         Raises:
             ValueError: a pixel_mask, sizes or an image_index that do not fit, or one expression in a training batch.
@@ -281,13 +286,18 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
         visual = self.encode_image(pixel_values)
         words, sentence = self.encode_text(input_ids, attention_mask)
-        x = self.neck(visual, sentence, image_index)
+        x = self.neck(visual[:3], sentence, image_index)
         if self.decoder is not None:
             word_mask = attention_mask.bool()
             if self.config.masked_token_id is not None:
                 word_mask = word_mask & (input_ids != self.config.masked_token_id)
             x = self.decoder(x, words, word_mask)
-        output = RisOutput(logits=self.projector(x, sentence))
+        if self.query_generator is None:
+            output = RisOutput(logits=self.projector(x, sentence))
+        else:
+            queries = self.query_generator(visual[3].index_select(0, image_index), words, attention_mask)
+            logits, masks, weights = self.projector.aligner(self.projector.pixels(x), queries)
+            output = RisOutput(logits=logits, query_logits=masks, query_scores=weights)
         if labels is not None:
             output.loss, output.losses = self.compute_losses(output.logits, labels)
         return output
@@ -301,10 +311,10 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
 def corner_coordinates(x: Tensor) -> Tensor:
     """(N, 2, h, w): column and row of a map's cells (N, C, h, w), from -1 at the first to 1 at the last."""
     height, width = x.shape[-2:]
-    columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
-    rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+    columns = torch.linspace(-1, 1, width, device=x.device)
+    rows = torch.linspace(-1, 1, height, device=x.device)
     grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
-    return grid.expand(x.shape[0], -1, -1, -1)
+    return grid.to(x.dtype).expand(x.shape[0], -1, -1, -1)
 
 
 def sequence_positions(length: int, channels: int, device: torch.device) -> Tensor:

@@ -22,15 +22,19 @@ Deviations and readings:
   effect; they are kept for parameter equality.
 - The paper trains with plain cross-entropy; the published program weighs it 0.9 / 1.1 (`loss_weights`). The released
   `lavt_one` weights are said to come from a Dice loss that was never published.
+- With EAVL's aligner (`aligner=True`; EAVL, Table V) kernels made from queries replace the last convolution. The
+  queries read F_2 ... F_4 and the words; there is no global vision feature, and the size of the input is fixed.
 - Which BERT layers are trained is the recipe's matter (the published program leaves out layers 10, 11 and embeddings).
 """
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertModel
 
+from .aligner import MultiQueryGenerator, VisionLanguageAligner, map_side
 from .configuration_lavt import LavtConfig
 from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
 from .losses import resize_labels, weighted_cross_entropy
@@ -90,22 +94,25 @@ class PixelWordAttentionModule(nn.Module):
 
 
 class LavtDecoder(nn.Module):
-    """Top-down decoder (Eq. 10) over the four fused maps; two scores (background, foreground) at stride 4."""
+    """Top-down decoder (Eq. 10) over the four fused maps; two scores (background, foreground) at stride 4.
 
-    def __init__(self, widths: list[int], dim: int):
+    Without `classifier` it gives the map that these would be read from.
+    """
+
+    def __init__(self, widths: list[int], dim: int, classifier: bool = True):
         super().__init__()
         fine = widths[-2::-1]
         self.levels = nn.ModuleList(
             TopDownLevel(widths[-1] if index == 0 else dim, width, dim) for index, width in enumerate(fine)
         )
-        self.classifier = nn.Conv2d(dim, 2, 1)
+        self.classifier = nn.Conv2d(dim, 2, 1) if classifier else None
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Four maps, finest first -> (N, 2, H/4, W/4)."""
+        """Four maps, finest first -> (N, 2, H/4, W/4), or (N, dim, H/4, W/4) without classifier."""
         x = maps[-1]
         for level, fine in zip(self.levels, maps[-2::-1], strict=True):
             x = level(x, fine)
-        return self.classifier(x)
+        return x if self.classifier is None else self.classifier(x)
 
 
 class LavtForReferringSegmentation(RisPreTrainedModel):
@@ -124,7 +131,14 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             for width, heads in zip(widths, config.fusion_num_heads, strict=True)
         )
         self.gates = nn.ModuleList(LanguageGate(width) for width in widths)
-        self.decoder = LavtDecoder(widths, config.decoder_dim)
+        self.decoder = LavtDecoder(widths, config.decoder_dim, classifier=not config.aligner)
+        self.query_generator = self.aligner = None
+        if config.aligner:
+            dim, positions = config.aligner_dim, map_side(config.image_size, self.vision_encoder.strides[2]) ** 2
+            self.query_generator = MultiQueryGenerator(
+                widths[1:], 1, dim, positions, text_dim, dim, config.aligner_queries
+            )
+            self.aligner = VisionLanguageAligner(dim, config.decoder_dim, heads=8)
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
@@ -179,19 +193,27 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1]; nearest-resized to (H, W) where they differ.
 
         Returns:
-            `RisOutput` with logits (N, H, W), and with labels `loss` = `losses["cross_entropy"]`.
+            `RisOutput` with logits (N, H, W), and with labels `loss` = `losses["cross_entropy"]`. With the aligner also
+            query_logits (N, N_q, H/4, W/4), None in training, and query_scores (N, N_q), which sum to 1.
 
         Raises:
-            ValueError: a pixel_mask, or an image_index that does not fit.
+            ValueError: a pixel_mask, an image_index that does not fit, or with the aligner another size of the image
+                than the config's.
         """
         if pixel_mask is not None:
             raise ValueError("LAVT takes no pixel_mask: its images are squashed to one size, without padding.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
         visual = self.encode_image(pixel_values).index_select(0, image_index)
-        maps = self.fuse(visual, self.encode_text(input_ids, attention_mask), attention_mask)
+        words = self.encode_text(input_ids, attention_mask)
+        maps = self.fuse(visual, words, attention_mask)
         scores = self.decoder(maps)
+        masks = weights = None
+        if self.aligner is not None:
+            queries = self.query_generator(self.query_generator.project(maps[1:]), words, attention_mask)
+            foreground, masks, weights = self.aligner(scores, queries)
+            scores = torch.stack([torch.zeros_like(foreground), foreground], 1)
         scores = F.interpolate(scores, size=pixel_values.shape[-2:], mode="bilinear", align_corners=True)
-        output = RisOutput(logits=scores[:, 1] - scores[:, 0])
+        output = RisOutput(logits=scores[:, 1] - scores[:, 0], query_logits=masks, query_scores=weights)
         if labels is not None:
             labels = resize_labels(labels, scores.shape[-2:], mode="nearest")
             output.losses = {"cross_entropy": weighted_cross_entropy(scores, labels, self.config.loss_weights)}
