@@ -1,5 +1,6 @@
 """Attention over batch-first sequences, and the transformer layer of EAVL and VLT."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,9 +34,18 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Scaled dot-product attention of projected (N, Q, C), (N, K, C), (N, K, C) in `heads` parts -> (N, Q, C)."""
+    dtype = query.dtype
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return attended.transpose(1, 2).flatten(2)
+    if query.is_cpu:  # whose operator takes several times longer for its backward pass in bfloat16
+        wide = torch.promote_types(dtype, torch.float32)
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(wide)
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.to(wide), key.to(wide), value.to(wide)
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2).to(dtype)
 
 
 class TransformerLayer(nn.Module):

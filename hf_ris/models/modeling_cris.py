@@ -181,8 +181,8 @@ class Projector(nn.Module):
 def respond(x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     """Each map (N, C, h, w) through its own 3x3 kernel (N, 9 C), zero-padded, plus its bias (N, 1) -> (N, h, w).
 
-    A matrix product gives the nine taps' answers at each place, `fold` adds them where they belong. A grouped convolution
-    of one output channel each does the same and takes up to ten times as long.
+    A matrix product gives the nine taps' answers at each place, `fold` adds them where they belong. A convolution with
+    a group for each expression does the same and takes up to ten times as long.
     """
     height, width = x.shape[-2:]
     taps = kernels.unflatten(1, (-1, 9)).flip(2)  # an answer lies opposite to where its tap looks
