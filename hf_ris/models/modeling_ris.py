@@ -28,7 +28,9 @@ class RisOutput(ModelOutput):
         heatmap: (N, h', w') CLIP prior as cosines in [-1, 1] (VATEX).
         query_logits: (N, Q, h, w) masks of the single queries (EAVL, VLT, VATEX).
         query_scores: (N, Q) their weights or probabilities in [0, 1].
-        text_states: sentence features per decoder level (VATEX).
+        text_states: sentence features per decoder level, each (N, C) (VATEX).
+        input_size: (height, width) in pixels of the canvas that the maps cover, where images of different shapes are
+            padded to one (VATEX); None is the processor's fixed size.
     """
 
     loss: Tensor | None = None
@@ -39,6 +41,7 @@ class RisOutput(ModelOutput):
     query_logits: Tensor | None = None
     query_scores: Tensor | None = None
     text_states: tuple[Tensor, ...] | None = None
+    input_size: tuple[int, int] | None = None
 
 
 class RisPreTrainedModel(PreTrainedModel):

@@ -42,10 +42,12 @@ class CrisProcessor(RisProcessor):
         inputs["input_ids"] = inputs["input_ids"] * inputs["attention_mask"]
         return inputs
 
-    def post_process_maps(self, maps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def post_process_maps(
+        self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
+    ) -> list[Tensor]:
         canvas = self.image_processor.canvas_size([])
         maps = F.interpolate(maps.float(), size=canvas, mode="bicubic", align_corners=True)
-        return super().post_process_maps(maps, target_sizes)
+        return super().post_process_maps(maps, target_sizes, input_size)
 
 
 def letterbox(image_size: int) -> RisImageProcessor:

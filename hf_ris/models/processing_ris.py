@@ -6,8 +6,9 @@ A geometry is an axis-aligned map from pixels of the original image to pixels of
 - `letterbox`: one scale, centred on an `image_size` square, border in `fill` (CRIS, SegVLM, VLT). One affine warp with
   bicubic sampling, corner pixels at integer coordinates, as their public preprocessing has it.
 - `short_side`: the short side becomes `image_size`, the batch is padded right and below with a pixel mask (VATEX).
+- `center_crop`: the short side becomes `image_size`, and of the long one its middle is kept (CLIP's own).
 
-Post-processing evaluates the inverse map at every original pixel centre, so it is exact for all three.
+Post-processing evaluates the inverse map at every original pixel centre, so it is exact for all of them.
 """
 
 import math
@@ -25,7 +26,7 @@ from transformers.processing_utils import ProcessorMixin
 from .configuration_ris import RisConfig
 
 
-GEOMETRIES = ("squash", "letterbox", "short_side")
+GEOMETRIES = ("squash", "letterbox", "short_side", "center_crop")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -61,7 +62,7 @@ class RisImageProcessor(BaseImageProcessor):
     """Image geometry and normalisation of one architecture.
 
     Args:
-        geometry: `squash`, `letterbox` or `short_side`.
+        geometry: one of `GEOMETRIES`.
         image_size: side of the square, or the short side, in pixels.
         image_mean, image_std: of values in [0, 1].
         fill: RGB in [0, 255] of the letterbox border; None is the mean colour.
@@ -95,7 +96,7 @@ class RisImageProcessor(BaseImageProcessor):
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in input pixels that an image of this size covers (without border or padding)."""
-        if self.geometry == "squash":
+        if self.geometry in ("squash", "center_crop"):
             return self.image_size, self.image_size
         if self.geometry == "letterbox":
             scale = self.image_size / max(height, width)
@@ -119,8 +120,18 @@ class RisImageProcessor(BaseImageProcessor):
             scale = min(self.image_size / height, self.image_size / width)
             return scale, (self.image_size - scale * height) / 2, scale, (self.image_size - scale * width) / 2
         content_h, content_w = self.content_size(height, width)
-        scale_y, scale_x = content_h / height, content_w / width
-        return scale_y, scale_y / 2 - 0.5, scale_x, scale_x / 2 - 0.5  # pixel centres at half-integers
+        left, top, right, bottom = self.box(height, width)
+        scale_y, scale_x = content_h / (bottom - top), content_w / (right - left)
+        # pixel centres at half-integers
+        return scale_y, scale_y * (0.5 - top) - 0.5, scale_x, scale_x * (0.5 - left) - 0.5
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in original pixels of what the model sees: all but for `center_crop`."""
+        if self.geometry != "center_crop":
+            return 0, 0, width, height
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        return left, top, left + side, top + side
 
     def preprocess(self, images, return_tensors: str = "pt", **kwargs) -> BatchFeature:
         """One image or a list -> pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) long for `short_side`."""
@@ -146,7 +157,8 @@ class RisImageProcessor(BaseImageProcessor):
             return warped[0].clamp(0, 1)
         height, width = self.content_size(*mask.shape)
         if (height, width) != mask.shape:
-            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+            box = self.box(*mask.shape)
+            mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box))
         return self._place(torch.from_numpy(mask.copy())[None].float(), canvas)[0]
 
     def _pixels(self, image: Image.Image) -> Tensor:
@@ -159,7 +171,7 @@ class RisImageProcessor(BaseImageProcessor):
         else:
             height, width = self.content_size(image.height, image.width)
             if (height, width) != (image.height, image.width):
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
+                image = image.resize((width, height), Image.Resampling.BILINEAR, self.box(image.height, image.width))
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
         return (pixels / 255 - mean) / std
 
@@ -302,7 +314,8 @@ class RisProcessor(ProcessorMixin):
         threshold = self.threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability in [0, 1], got {threshold}.")
-        probabilities = self.post_process_maps(outputs.logits.float().sigmoid()[:, None], target_sizes)
+        probabilities = outputs.logits.float().sigmoid()[:, None]
+        probabilities = self.post_process_maps(probabilities, target_sizes, outputs.input_size)
         results = []
         for probability in probabilities:
             probability = probability[0].clamp(0, 1)  # bicubic interpolation overshoots
@@ -311,15 +324,22 @@ class RisProcessor(ProcessorMixin):
             results.append({"mask": mask, "probability": probability, "score": score})
         return results
 
-    def post_process_maps(self, maps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
+    def post_process_heatmaps(self, heatmaps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """`RisOutput.heatmap` (N, h, w) to N tensors (H, W) at the original sizes, for architectures that have one."""
+        raise NotImplementedError(f"{type(self).__name__}: its architecture has no heatmap.")
+
+    def post_process_maps(
+        self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
+    ) -> list[Tensor]:
         """(N, K, h, w) maps to N tensors (K, H, W) at the original sizes, undoing the geometry.
 
-        For `short_side` the canvas is recomputed from `target_sizes`, so these must come from whole batches.
+        input_size: of the output, (height, width) of the canvas. Without it, the canvas of `short_side` is recomputed
+            from `target_sizes`, which must then be those of a whole batch.
         """
         if len(maps) != len(target_sizes):
             raise ValueError(f"{len(maps)} expressions and {len(target_sizes)} target sizes; give one per expression.")
         sizes = [(int(height), int(width)) for height, width in target_sizes]
-        canvas = self.image_processor.canvas_size(sizes)
+        canvas = input_size or self.image_processor.canvas_size(sizes)
         return [self.image_processor.unmap(m, size, canvas, self.interpolation) for m, size in zip(maps, sizes)]
 
 
