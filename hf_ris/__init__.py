@@ -23,6 +23,7 @@ ARCHITECTURES: dict[str, str] = {
     "eavl": "Eavl",
     "lavt": "Lavt",
     "lts": "Lts",
+    "segvlm": "Segvlm",
     "vlt": "Vlt",
 }
 

@@ -21,6 +21,8 @@ from transformers import (
     AutoProcessor,
     pipeline,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
 from hf_ris.models.configuration_ris import RisConfig
@@ -326,8 +328,9 @@ def test_configuration_is_strict_and_every_field_is_read(name):
         type(config)(image_size="large")
     with pytest.raises(ValueError, match="image_size must be at least 1"):
         type(config)(image_size=0)
-    files = (f"modeling_{name}", f"processing_{name}", "processing_ris")
-    sources = "".join((MODELS / f"{file}.py").read_text() for file in files)
+    kinds = MODEL_FOR_IMAGE_SEGMENTATION_MAPPING[type(config)].__mro__ + PROCESSOR_MAPPING[type(config)].__mro__
+    files = {kind.__module__ for kind in kinds if kind.__module__.startswith("hf_ris.")}  # of their bases too
+    sources = "".join(Path(sys.modules[file].__file__).read_text() for file in files)
     own = {field.name for field in fields(config)} - {field.name for field in fields(RisConfig.__bases__[0])}
     unread = [field for field in own if not re.search(rf"config\.{field}\b", sources)]
     assert not unread, f"config fields that nothing reads: {unread}"

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from train.recipe import Recipe
 
 
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "accelerate", "datasets", "numpy")
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
 CHECKPOINT = re.compile(r"step_\d+")
 
 
