@@ -15,7 +15,9 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 import hf_ris
 from hf_ris.data import TrainingRows, load
 from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
+from hf_ris.models.configuration_ris import ClipEncoderConfig
 from hf_ris.models.text_encoders import (
     BiGru,
     corpus_words,
@@ -69,8 +71,9 @@ class ReferenceRows(TrainingRows):
 def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows]:
     """The training split as it is stored, and its rows by key (epoch, index), sampled and augmented."""
     dataset = load_split(recipe.name, recipe.split, recipe.size, recipe.image_size)
-    kind = ReferenceRows if recipe.unit == "reference" else TrainingRows
-    return dataset, kind(dataset, recipe.max_expressions, seed, recipe.augment)
+    if recipe.unit == "reference":
+        return dataset, ReferenceRows(dataset, recipe.max_expressions, seed, recipe.augment)
+    return dataset, TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
 
 
 def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
@@ -121,6 +124,7 @@ def build_model(recipe: Recipe, dataset: Dataset):
         processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
         _load_glove(model, processor, recipe.initialize)
         _load_vision_encoder(model, recipe.initialize)
+        _load_clip(model, recipe.initialize)
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor
@@ -153,3 +157,17 @@ def _load_vision_encoder(model: torch.nn.Module, recipe: InitializeRecipe) -> No
         parts["vision_encoder"].load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ValueError(f"initialize.vision_encoder: {path} does not fit model.vision_config: {error}") from error
+
+
+def _load_clip(model: torch.nn.Module, recipe: InitializeRecipe) -> None:
+    if recipe.clip is None:
+        return
+    text = [module for module in model.modules() if isinstance(module, ClipTextEncoder)]
+    image = [module for module in model.modules() if isinstance(module, (ClipResNet, ClipViT))]
+    if not text:
+        raise ValueError(f"initialize.clip is for architectures with CLIP's text encoder, not {type(model).__name__}.")
+    if not Path(recipe.clip).is_file():
+        raise ValueError(
+            f"initialize.clip: there is no file {recipe.clip}: make it with train/pretrain_clip.py, or give null."
+        )
+    load_clip_weights(ClipEncoderConfig(pretrained=recipe.clip), image[0] if image else None, text[0])

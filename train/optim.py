@@ -94,7 +94,9 @@ def learning_rate_factor(schedule: ScheduleRecipe, step: int, total_steps: int, 
     if schedule.name == "cosine":
         return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * progress)) / 2
     if schedule.name == "step":
-        return schedule.gamma ** sum(step >= milestone * steps_per_epoch for milestone in schedule.milestones)
+        passed = [milestone * steps_per_epoch for milestone in schedule.milestones]
+        passed += [fraction * total_steps for fraction in schedule.fractions]
+        return schedule.gamma ** sum(step >= milestone for milestone in passed)
     return 1.0
 
 

@@ -40,11 +40,13 @@ class InitializeRecipe:
         checkpoint, whose config the recipe's `model` fields then override.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
     vision_encoder: a safetensors file of the vision encoder's own weights, as train/pretrain_vision.py writes it.
+    clip: a safetensors file of CLIP's weights as open_clip names them, as train/pretrain_clip.py writes it.
     """
 
     weights: str = "scratch"
     glove: str | None = None
     vision_encoder: str | None = None
+    clip: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -55,6 +57,7 @@ class DataRecipe:
         taken; None is all. image_size: side of RefScenes images.
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
         every `reference` (an image with the expressions of one referred object), as the papers count.
+    triplets: of an image first draw two expressions of one object and one of another, where it has them.
     augment: of "flip" and "color".
     """
 
@@ -66,6 +69,7 @@ class DataRecipe:
     image_size: int | None = None
     unit: Literal["image", "reference"] = "image"
     max_expressions: int | None = None
+    triplets: bool = False
     augment: list[str] = field(default_factory=list)
 
 
@@ -98,13 +102,14 @@ class ScheduleRecipe:
     """Factor of the learning rate by optimizer step, after `warmup_steps` of linear rise.
 
     poly: (1 - progress)^power. cosine: half a wave down to `floor`. step: times `gamma` at each of the `milestones`
-    (epochs). constant: 1.
+    (epochs) and `fractions` (of all steps). constant: 1.
     """
 
     name: Literal["constant", "poly", "step", "cosine"] = "constant"
     warmup_steps: int = 0
     power: float = 0.9
     milestones: list[float] = field(default_factory=list)
+    fractions: list[float] = field(default_factory=list)
     gamma: float = 0.1
     floor: float = 0.0
 
@@ -178,8 +183,12 @@ class Recipe:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(training, name)}.")
         if len(self.optimizer.betas) != 2:
             raise ValueError(f"optimizer.betas takes two numbers, got {self.optimizer.betas}.")
-        if self.schedule.name == "step" and not self.schedule.milestones:
-            raise ValueError("schedule.milestones must list the epochs of the steps, got none.")
+        if self.schedule.name == "step" and not self.schedule.milestones + self.schedule.fractions:
+            raise ValueError("schedule.milestones must list the epochs of the steps (or fractions), got none.")
+        if self.data.triplets and (self.data.max_expressions or 3) < 3:
+            raise ValueError(f"data.triplets needs max_expressions of at least 3, got {self.data.max_expressions}.")
+        if self.data.triplets and self.data.unit == "reference":
+            raise ValueError("data.triplets needs the expressions of several objects: data.unit must be image.")
         if self.processor.tokenizer in ("vocabulary", "pretrained") and self.processor.path is None:
             raise ValueError(f"processor.path must say which {self.processor.tokenizer} to read.")
         for rule in self.optimizer.rules:

@@ -124,6 +124,35 @@ def expression_counts(dataset: Dataset | Sequence[dict[str, Any]]) -> list[int]:
     return [len(row["expressions"]) for row in dataset]
 
 
+def sample_triplet(row: dict[str, Any], max_expressions: int, rng: random.Random) -> dict[str, Any]:
+    """A copy of `row` with `max_expressions` of its expressions, among them a triplet where it has one.
+
+    A triplet is two expressions of one target and one of another that shares no object with it (VATEX's meaning
+    consistency): the target is drawn from those with two expressions, then the two, then the other. What is left of
+    `max_expressions` is drawn from all others. A row without a triplet gives what `sample_expressions` gives.
+    """
+    expressions = row["expressions"]
+    if max_expressions < 3:
+        raise ValueError(f"a triplet has three expressions: max_expressions must be at least 3, got {max_expressions}")
+    of_target: dict[frozenset[int], list[int]] = {}
+    for position, said in enumerate(expressions):
+        if said["object_indices"]:
+            of_target.setdefault(frozenset(said["object_indices"]), []).append(position)
+    choices = [
+        (pair, [position for other, of_other in of_target.items() if not other & target for position in of_other])
+        for target, pair in of_target.items()
+        if len(pair) > 1
+    ]
+    choices = [(pair, others) for pair, others in choices if others]
+    if not choices:
+        return sample_expressions(row, max_expressions, rng)
+    pair, others = rng.choice(choices)
+    chosen = {*rng.sample(pair, 2), rng.choice(others)}
+    rest = [position for position in range(len(expressions)) if position not in chosen]
+    chosen.update(rng.sample(rest, min(len(rest), max_expressions - 3)))
+    return {**row, "expressions": [expressions[position] for position in sorted(chosen)]}
+
+
 class TrainingRows(torch.utils.data.Dataset):
     """The rows that have expressions, each with some of them and augmented, by key `(epoch, index)`.
 
@@ -134,6 +163,7 @@ class TrainingRows(torch.utils.data.Dataset):
         dataset: `datasets.Dataset` of the schema (or a sequence of rows, each read once here to count its expressions).
         max_expressions: at most so many expressions of an image; None takes all.
         seed: of the whole run.
+        triplets: `sample_triplet` instead of `sample_expressions`; without max_expressions, of three.
         augment: any of `AUGMENTATIONS`: "flip" mirrors every second row whose texts can be mirrored, "color" jitters.
     """
 
@@ -143,11 +173,13 @@ class TrainingRows(torch.utils.data.Dataset):
         max_expressions: int | None = None,
         seed: int = 0,
         augment: Sequence[str] = (),
+        triplets: bool = False,
     ):
         unknown = [name for name in augment if name not in AUGMENTATIONS]
         if unknown:
             raise ValueError(f"augment knows {', '.join(AUGMENTATIONS)}, not {unknown[0]!r}")
         self.dataset, self.max_expressions, self.seed, self.augment = dataset, max_expressions, seed, tuple(augment)
+        self.triplets = triplets
         self.positions = np.flatnonzero(expression_counts(dataset))
         if len(self.positions) == 0:
             raise ValueError("no row of the data set has an expression")
@@ -159,7 +191,9 @@ class TrainingRows(torch.utils.data.Dataset):
         epoch, index = key
         rng = random.Random(f"{self.seed} {epoch} {index}")
         row = self.dataset[int(self.positions[index])]
-        if self.max_expressions is not None:
+        if self.triplets:
+            row = sample_triplet(row, self.max_expressions or 3, rng)
+        elif self.max_expressions is not None:
             row = sample_expressions(row, self.max_expressions, rng)
         if "flip" in self.augment and rng.random() < 0.5:
             row = horizontal_flip(row) or row
