@@ -3,12 +3,18 @@
     python train/benchmark.py --arch lts
     python train/benchmark.py --arch lavt --config overrides.json --expressions 8 --result lavt.json
     python train/benchmark.py --model space/checkpoints/lts-refscenes
+    python train/benchmark.py --arch lavt --data data/refcoco --raw downloads --split val --workers 2
 
 FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
 expressions and checked on a third. They are printed with a multiply-add as one (as papers count) and as two (as torch
 counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
 warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
 without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
+
+With --data no model is run, but one epoch of a prepared data set is decoded, preprocessed and collated for the
+architecture, and with --raw the same expressions by a plain PyTorch data set over the raw RefCOCO files, which opens
+the JPEG and draws the polygons for every expression, as the programs of the field do. Both must bring every expression
+once.
 """
 
 import argparse
@@ -21,19 +27,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
 from transformers import AutoConfig, AutoModelForImageSegmentation
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 
 if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hf_ris
+from hf_ris.data import EvaluationRows, RisCollator
+from hf_ris.data.plain_pickle import iterate_pickled_list
+from hf_ris.models.text_encoders import word_tokenizer_from_corpus
+from train.build import load_split
 from train.run_folder import hardware, versions
 
 
@@ -178,6 +194,133 @@ def benchmark(config, device: torch.device, expressions: int, words: int, repeat
     }
 
 
+class PlainReferences(torch.utils.data.Dataset):
+    """Expressions of raw RefCOCO, one an item, the plain way: JPEG and polygons are read anew for each.
+
+    Images are squashed to the processor's size and normalised, masks are sums of polygons where they are 1, and texts
+    are padded to the processor's length: the tensors that LAVT's program and those built on it train on.
+    """
+
+    def __init__(self, annotations: Path, pictures: Path, split: str, image_ids: set[int], processor):
+        self.pictures, self.processor = pictures, processor
+        references = next(iter(sorted(annotations.glob("refs(*).p"))))
+        instances = json.loads((annotations / "instances.json").read_text(encoding="utf-8"))
+        self.images = {image["id"]: image for image in instances["images"]}
+        self.annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+        self.items = [
+            (reference["image_id"], reference["ann_id"], sentence)
+            for reference in iterate_pickled_list(lambda: references.open("rb"), references.name)
+            if reference["split"] == split and reference["image_id"] in image_ids
+            for sentence in reference["sentences"]
+        ]
+        geometry = processor.image_processor
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((geometry.image_size, geometry.image_size)),
+                transforms.ToTensor(),
+                transforms.Normalize(geometry.image_mean, geometry.image_std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image_id, annotation_id, sentence = self.items[index]
+        image = self.images[image_id]
+        picture = Image.open(self.pictures / image["file_name"]).convert("RGB")
+        parts = self.annotations[annotation_id]["segmentation"]
+        drawn = coco_mask.decode(coco_mask.frPyObjects(parts, image["height"], image["width"]))
+        mask = (drawn.sum(-1) if drawn.ndim == 3 else drawn) == 1
+        size = self.processor.image_processor.image_size
+        mask = Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
+        length = self.processor.max_text_length
+        text = self.processor.tokenizer(
+            sentence["sent"], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        return {
+            "pixel_values": self.transform(picture),
+            "input_ids": text["input_ids"][0],
+            "attention_mask": text["attention_mask"][0],
+            "labels": torch.from_numpy(np.array(mask)).float(),
+            "expression_id": sentence["sent_id"],
+        }
+
+
+class NumberedBatches:
+    """Rows -> (batch, its expression ids); with its own class, since workers take no closures."""
+
+    def __init__(self, processor):
+        self.collate = RisCollator(processor)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> tuple[Any, list[int]]:
+        return self.collate(rows), [said["expression_id"] for row in rows for said in row["expressions"]]
+
+
+def time_epoch(loader: DataLoader, ids_of: Callable[[Any], list[int]]) -> tuple[float, list[int]]:
+    """(seconds of one epoch, starting the workers included, the expressions it brought)."""
+    start, ids = time.perf_counter(), []
+    for batch in loader:
+        ids += ids_of(batch)
+    return time.perf_counter() - start, ids
+
+
+def benchmark_data(config, options: argparse.Namespace) -> dict[str, Any]:
+    """Images and expressions a second from the prepared set, and from the raw files the plain way.
+
+    Raises:
+        RuntimeError: the two epochs do not hold the same expressions.
+    """
+    dataset = load_split(options.data, options.split, options.images)
+    texts = [said["text"] for said_of in dataset.select_columns(["expressions"]) for said in said_of["expressions"]]
+    tokenizer = word_tokenizer_from_corpus(texts)
+    processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
+    rows, batches = EvaluationRows(dataset), NumberedBatches(processor)
+    loader = DataLoader(rows, options.batch_size, collate_fn=batches, num_workers=options.workers)
+    seconds, ids = time_epoch(loader, lambda batch: batch[1])
+    result = {
+        "architecture": config.model_type,
+        "data": options.data,
+        "split": options.split,
+        "images": len(rows),
+        "expressions": len(ids),
+        "workers": options.workers,
+        "prepared": {"seconds": seconds, "images_per_second": len(rows) / seconds},
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    result["prepared"]["expressions_per_second"] = len(ids) / seconds
+    if options.raw is not None:
+        image_ids = set(dataset.select_columns(["image_id"])["image_id"])
+        name = options.raw_name
+        pictures = options.raw / "images/train2014"
+        plain = PlainReferences(options.raw / name, pictures, options.split, image_ids, processor)
+        per_batch = max(1, round(options.batch_size * len(ids) / len(rows)))  # as many expressions
+        loader = DataLoader(plain, per_batch, num_workers=options.workers)
+        seconds, others = time_epoch(loader, lambda batch: batch["expression_id"].tolist())
+        if sorted(others) != sorted(ids) or len(set(ids)) < len(ids):
+            raise RuntimeError(f"the epochs differ: {len(ids)} expressions prepared, {len(others)} raw")
+        result["plain"] = {"seconds": seconds, "expressions_per_second": len(others) / seconds}
+        result["times_as_fast"] = seconds / result["prepared"]["seconds"]
+    return result
+
+
+def show_data(result: dict[str, Any]) -> None:
+    print(
+        f"{result['data']}, {result['split']}: {result['images']:,} images, {result['expressions']:,} expressions, for "
+        f"{result['architecture']}, {result['workers']} workers"
+    )
+    prepared = result["prepared"]
+    print(
+        f"  prepared: {prepared['images_per_second']:.1f} images/s, {prepared['expressions_per_second']:.1f} "
+        f"expressions/s ({prepared['seconds']:.1f} s)"
+    )
+    if "plain" in result:
+        plain = result["plain"]
+        print(f"  plain:    {plain['expressions_per_second']:.1f} expressions/s ({plain['seconds']:.1f} s)")
+        print(f"  the prepared set is {result['times_as_fast']:.2f} times as fast for the same expressions")
+
+
 def show(result: dict[str, Any]) -> None:
     expressions, flops, seconds = result["expressions"], result["flops"], result["latency_seconds"]
     print(f"{result['architecture']} at {result['image_size']}, {result['words']} words, on {result['device']}")
@@ -217,12 +360,28 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--repeats", type=int, default=10, help="timed calls (default 10)")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the result here")
+    data = parser.add_argument_group("loading of data instead of a model")
+    data.add_argument("--data", metavar="DIR_OR_ID", help="a prepared data set")
+    data.add_argument("--raw", type=Path, metavar="DIR", help="its raw files, unpacked: compare with plain loading")
+    data.add_argument("--raw-name", default="refcoco", help="folder in RAW with refs(*).p (default refcoco)")
+    data.add_argument("--split", default="train", help="(default train)")
+    data.add_argument("--images", type=int, help="images taken (default: the whole split)")
+    data.add_argument("--batch-size", type=int, default=8, help="images (default 8)")
+    data.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     options = parser.parse_args(arguments)
     if options.expressions < 2:
         parser.error("--expressions must be at least 2: image and expression part are told apart by it")
+    if options.data is not None:
+        result = benchmark_data(build_config(options), options)
+        show_data(result)
+        return write(result, options)
     device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
     result = benchmark(build_config(options), device, options.expressions, options.words, options.repeats)
     show(result)
+    return write(result, options)
+
+
+def write(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     if options.result is not None:
         options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
