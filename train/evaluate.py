@@ -32,7 +32,14 @@ from transformers import AutoModelForImageSegmentation, AutoProcessor
 if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hf_ris.data import EvaluationRows, RisCollator, decode_mask, expression_mask
+from hf_ris.data import (
+    EvaluationRows,
+    RisCollator,
+    change_ground_truth,
+    decode_mask,
+    expression_mask,
+    target_parts,
+)
 from hf_ris.metrics import PROTOCOLS, Evaluator, expression_metadata, prediction_line
 from hf_ris.metrics.report import add_arguments, run
 from train.build import load_split
@@ -43,7 +50,10 @@ CONTROLS = ("largest_object", "other_scene_expression", "other_object_expression
 
 
 class ScoredRows(EvaluationRows):
-    """`EvaluationRows` that also carry, per expression, `metadata` and the `target` mask, bool (H, W).
+    """`EvaluationRows` that also carry, per expression, `metadata`, the mask of its target, bool (H, W), and its parts.
+
+    Of a prepared data set, whose column `overlaps` tells the conventions of ground truth apart, targets are unions
+    whichever it stores, and parts serve the protocols that add polygons up; else parts are None.
 
     control: "other_scene_expression" and "other_object_expression" exchange the texts (and nothing else) for others,
     drawn by expression_id; an expression without another object's in its image is left out.
@@ -53,10 +63,12 @@ class ScoredRows(EvaluationRows):
         super().__init__(dataset, max_expressions)
         self.control = control
         self.sayings = dataset.select_columns(["expressions"])  # read without decoding images
+        self.has_parts = "overlaps" in dataset.column_names
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         position, start, stop = self.items[index]
         row = self.dataset[position]
+        row = change_ground_truth(row, "union") if self.has_parts else row
         chosen = row["expressions"][start:stop]
         texts = [self._text(row, position, said) for said in chosen]
         kept = [(said, text) for said, text in zip(chosen, texts) if text is not None]
@@ -65,6 +77,7 @@ class ScoredRows(EvaluationRows):
             "expressions": [{**said, "text": text} for said, text in kept],
             "metadata": [expression_metadata(row, said) for said, _ in kept],
             "targets": [expression_mask(row, said) for said, _ in kept],
+            "parts": [target_parts(row, said) if self.has_parts else None for said, _ in kept],
         }
 
     def _text(self, row: dict[str, Any], position: int, said: dict[str, Any]) -> str | None:
@@ -83,7 +96,7 @@ class ScoredRows(EvaluationRows):
 
 
 class ScoringCollator:
-    """Rows of `ScoredRows` -> (a model's inputs or None; per expression: metadata, target, objects of its image)."""
+    """Rows of `ScoredRows` -> (a model's inputs or None; of expressions: metadata, target, parts, image's objects)."""
 
     def __init__(self, processor=None):
         self.collate = None if processor is None else RisCollator(processor, labels=False)
@@ -93,8 +106,9 @@ class ScoringCollator:
         inputs = self.collate(rows) if self.collate and rows else None
         metadata = [entry for row in rows for entry in row["metadata"]]
         targets = [mask for row in rows for mask in row["targets"]]
+        parts = [of_target for row in rows for of_target in row["parts"]]
         objects = [row["objects"] for row in rows for _ in row["expressions"]]
-        return inputs, metadata, targets, objects
+        return inputs, metadata, targets, parts, objects
 
 
 def evaluate_model(
@@ -123,8 +137,9 @@ def evaluate_model(
         the `Evaluator`, equal in every process: `compute(protocol)` gives the metrics.
     """
     own_thresholds = any(PROTOCOLS[name].threshold is not None for name in protocols)
-    evaluator = Evaluator(protocols, probabilities=own_thresholds and model is not None)
     rows = ScoredRows(dataset, max_expressions, control)
+    probabilities = own_thresholds and model is not None
+    evaluator = Evaluator(protocols, probabilities=probabilities, target_parts=rows.has_parts)
     if not len(rows):
         raise ValueError("The data set has no expression to evaluate.")
     # All processes have equally many batches, since in a sharded or DDP model each forward waits for the others; what
@@ -134,17 +149,17 @@ def evaluate_model(
     loader = DataLoader(Subset(rows, own), batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
     if model is not None:
         model.eval()
-    for inputs, metadata, targets, objects in tqdm(loader, unit="batch", disable=not progress):
+    for inputs, metadata, targets, parts, objects in tqdm(loader, unit="batch", disable=not progress):
         if not metadata:
             continue
         if model is None:
             answers = [largest_object(of_row) for of_row in objects]
         else:
             answers = answer(accelerator, model, processor, inputs, metadata, evaluator, channels_last)
-        for reply, entry, target in zip(answers, metadata, targets, strict=True):
-            evaluator.add(reply["mask"], target, entry, **reply["extra"])
+        for reply, entry, target, of_target in zip(answers, metadata, targets, parts, strict=True):
+            evaluator.add(reply["mask"], target, entry, **reply["extra"], target_parts=of_target)
             if record is not None:
-                record(line_of(reply, entry, target, processor))
+                record(line_of(reply, entry, target, of_target, processor))
     evaluator.merge(gather_object([evaluator.state()]))
     return evaluator
 
@@ -184,11 +199,15 @@ def largest_object(objects: list[dict[str, Any]]) -> dict[str, Any]:
     return {"mask": max(masks, key=np.count_nonzero), "score": 1.0, "extra": {}}
 
 
-def line_of(reply: dict[str, Any], metadata: dict[str, Any], target: np.ndarray, processor) -> dict[str, Any]:
+def line_of(
+    reply: dict[str, Any], metadata: dict[str, Any], target: np.ndarray, parts: list[np.ndarray] | None, processor
+) -> dict[str, Any]:
     heatmap = reply["extra"].get("heatmap")
     hit = None if heatmap is None or not target.any() else bool(target.flat[heatmap.argmax()])
     threshold = None if processor is None else processor.threshold
-    return prediction_line(metadata, reply["mask"], target, threshold=threshold, score=reply["score"], hit=hit)
+    return prediction_line(
+        metadata, reply["mask"], target, target_parts=parts, threshold=threshold, score=reply["score"], hit=hit
+    )
 
 
 class PredictionsFile:
