@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, str] = {
     "lts": "Lts",
     "segvlm": "Segvlm",
     "vlt": "Vlt",
+    "mpg_lqgnet": "MpgLqgnet",
     "vatex": "Vatex",
 }
 
