@@ -315,7 +315,8 @@ class RisProcessor(ProcessorMixin):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is a probability in [0, 1], got {threshold}.")
         probabilities = outputs.logits.float().sigmoid()[:, None]
-        probabilities = self.post_process_maps(probabilities, target_sizes, outputs.input_size)
+        # a pipeline drops the fields that are None
+        probabilities = self.post_process_maps(probabilities, target_sizes, outputs.get("input_size"))
         results = []
         for probability in probabilities:
             probability = probability[0].clamp(0, 1)  # bicubic interpolation overshoots
