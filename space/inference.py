@@ -9,6 +9,10 @@ from pictures import Picture
 from zoo import Entry, LoadedModel, Zoo, check_input_size
 
 
+SHOWN_QUERIES = 4  # of each expression, those that count most
+QUERY_SIDE = 320  # pixels of the long side that their masks are kept at
+
+
 @dataclass(frozen=True, eq=False)
 class ModelMaps:
     """What one model said of one picture and its N expressions.
@@ -21,6 +25,9 @@ class ModelMaps:
         probabilities: (N, H, W) float16 in [0, 1], at the working size.
         localization: (N, H, W) float16 in [0, 1], where the architecture locates before it segments; else None.
         remarks: sentences on what the model could not read.
+        queries: (N, K, h, w) float16 in [0, 1], the masks of the K queries that count most, most first, at
+            `QUERY_SIDE`, where the architecture has such; else None.
+        query_scores: (N, K) in [0, 1], how much each of them counts.
     """
 
     entry: Entry
@@ -30,6 +37,8 @@ class ModelMaps:
     probabilities: np.ndarray
     localization: np.ndarray | None
     remarks: list[str]
+    queries: np.ndarray | None = None
+    query_scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +73,7 @@ def run_model(
         location = location_maps(outputs)
         if location is not None:
             location = to_half([maps[0] for maps in processor.post_process_maps(location, sizes)])
+        queries, query_scores = query_maps(outputs, processor, sizes)
     return ModelMaps(
         entry=entry,
         parameters=loaded.parameters,
@@ -72,6 +82,8 @@ def run_model(
         probabilities=to_half([result["probability"] for result in results]),
         localization=location,
         remarks=remarks(processor, expressions),
+        queries=queries,
+        query_scores=query_scores,
     )
 
 
@@ -84,6 +96,18 @@ def location_maps(outputs) -> torch.Tensor | None:
         low, high = heatmap.amin((2, 3), keepdim=True), heatmap.amax((2, 3), keepdim=True)
         return (heatmap - low) / (high - low).clamp(min=1e-6)
     return None
+
+
+def query_maps(outputs, processor, sizes: list[tuple[int, int]]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`queries` and `query_scores` of `ModelMaps`; sizes: (height, width) of the picture, once for each expression."""
+    if outputs.query_logits is None or outputs.query_scores is None:
+        return None, None
+    masks, scores = outputs.query_logits.float().sigmoid(), outputs.query_scores.float()
+    scores, best = scores.topk(min(SHOWN_QUERIES, scores.shape[1]), dim=1)
+    masks = masks.gather(1, best[..., None, None].expand(-1, -1, *masks.shape[2:]))
+    scale = min(1.0, QUERY_SIDE / max(sizes[0]))
+    small = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sizes]
+    return to_half(processor.post_process_maps(masks, small, outputs.input_size)), scores.cpu().numpy()
 
 
 def to_half(maps: list[torch.Tensor]) -> np.ndarray:

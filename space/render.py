@@ -9,7 +9,7 @@ from inference import Comparison, ModelMaps, cut
 from PIL import Image, ImageFilter
 
 
-VIEWS = ("Masks", "Probability", "Location")
+VIEWS = ("Masks", "Probability", "Location", "Queries")
 COLOURS = ("#f43f5e", "#3b82f6", "#f59e0b", "#10b981", "#a855f7", "#06b6d4", "#f97316", "#ec4899")  # one per expression
 MIN_SIDE = 640  # smaller pictures are enlarged for display, so that outlines stay fine
 # anchors of the heatmap's colours, dark to bright, evenly spaced, and the 256 colours between them
@@ -109,13 +109,36 @@ def _figures(comparison: Comparison, maps: ModelMaps, view: str, threshold: floa
         texts = ", ".join(comparison.expressions)[:300]
         figure = _figure(overlay(image, maps.probabilities, threshold), f"Masks of {maps.entry.title} for: {texts}")
         return figure + _legend(comparison.expressions, *cut(maps.probabilities, threshold))
-    values = maps.probabilities if view == "Probability" else maps.localization
+    values = {"Probability": maps.probabilities, "Location": maps.localization, "Queries": maps.queries}[view]
     if values is None:
-        return f"<p class='ris-empty'>{escape(maps.entry.architecture)} has no localisation map.</p>"
+        what = "query masks" if view == "Queries" else "localisation map"
+        return f"<p class='ris-empty'>{escape(maps.entry.architecture)} has no {what}.</p>"
+    if view == "Queries":
+        return _query_figures(comparison, maps)
     figures = [
         _figure(heatmap(image, value), f"{view} heatmap of {maps.entry.title} for: {text[:300]}", text, colour)
         for value, text, colour in zip(values, comparison.expressions, COLOURS)
     ]
+    return _grid(figures)
+
+
+def _query_figures(comparison: Comparison, maps: ModelMaps) -> str:
+    """Of each expression, the masks of the queries that count most, each with how much it counts."""
+    figures = [
+        _figure(
+            heatmap(comparison.picture.image, mask),
+            f"Mask of query {rank} of {maps.entry.title}, which counts {score:.2f}, for: {text[:300]}",
+            f"{score:.2f} · {text}",
+            colour,
+        )
+        for masks, scores, text, colour in zip(maps.queries, maps.query_scores, comparison.expressions, COLOURS)
+        for rank, (mask, score) in enumerate(zip(masks, scores), 1)
+    ]
+    return _grid(figures)
+
+
+def _grid(figures: list[str]) -> str:
+    """Heatmaps side by side, above their colour scale."""
     scale = "<p class='ris-scale' aria-hidden='true'><span>0</span><i></i><span>1</span></p>"
     return f"<div class='ris-grid ris-grid-{min(len(figures), 2)}'>{''.join(figures)}</div>{scale}"
 

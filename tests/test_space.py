@@ -153,7 +153,7 @@ def test_upload_is_answered(zoo, uploads, name):
     assert (found.picture.width, found.picture.height) == (width, height)
     assert found.picture.image.mode == "RGB"
     assert found.picture.image.width * found.picture.image.height <= pictures.WORKING_PIXELS * 1.01
-    for view in render.VIEWS:
+    for view in ("Masks", "Probability", "Location"):
         assert "<img src='data:image/jpeg;base64," in render.card(found, found.models[0], view, 0.3)
     annotation = json.loads(export.coco_json(found, [0.0]))["annotations"][0]
     assert annotation["segmentation"]["size"] == [height, width]
@@ -237,6 +237,29 @@ def test_maps_are_those_of_the_processor(zoo, comparison):
         assert maps.parameters == sum(p.numel() for p in loaded.model.parameters()) and maps.seconds > 0
     lts, lavt = sorted(comparison.models, key=lambda maps: maps.entry.key, reverse=True)
     assert lts.localization.shape == (2, 60, 90) and lavt.localization is None
+    assert lts.queries is None and "LTS has no query masks." in render.card(comparison, lts, "Queries", 0.5)
+
+
+def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypatch):
+    """EAVL's masks before they are summed, best first."""
+    model, processor = tiny_trio("eavl")
+    loaded = zoo_module.LoadedModel(model, processor, 0)
+    entry = zoo_module.Entry("eavl", "EAVL", "EAVL", Path(), None)
+    picture = pictures.Picture(Image.effect_noise((90, 60), 60).convert("RGB"), 90, 60, "noise.png")
+    expressions = ["the <red> star", "blue car"]
+    monkeypatch.setattr(inference, "QUERY_SIDE", 45)
+    maps = inference.run_model(entry, loaded, picture, expressions, torch.device("cpu"))
+    with torch.inference_mode():
+        outputs = model(**processor(picture.image, [expressions]))
+    assert maps.queries.shape == (2, 4, 30, 45) and maps.query_scores.shape == (2, 4)
+    best = outputs.query_scores.argsort(1, descending=True)[:, :4]
+    for n in range(2):
+        np.testing.assert_allclose(maps.query_scores[n], outputs.query_scores[n, best[n]], atol=1e-5)
+        wanted = processor.post_process_maps(outputs.query_logits[n : n + 1, best[n]].sigmoid(), [(30, 45)])[0]
+        np.testing.assert_allclose(maps.queries[n], wanted, atol=1e-3)
+    shown = render.card(inference.Comparison(picture, expressions, [maps]), maps, "Queries", 0.5)
+    assert shown.count("<img src='data:image/jpeg;base64,") == 8
+    assert f">{maps.query_scores[0, 0]:.2f} · the &lt;red&gt; star<" in shown
 
 
 def test_a_threshold_cuts_strictly_above():
