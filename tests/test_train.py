@@ -425,6 +425,9 @@ def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
     inputs = random_inputs(model.config, 5, torch.device("cpu"), result["words"])
     assert count_flops(model, inputs) == result["flops"]["image"] + 5 * result["flops"]["expression"]
     assert result["flops"]["image"] > 0 and result["multiply_adds"]["image"] * 2 == result["flops"]["image"]
+    for part, total in result["flops"].items():
+        assert sum(split[part] for split in result["flops_of_parts"].values()) == total
+    assert result["flops_of_parts"]["vision_encoder"]["image"] > 0 == result["flops_of_parts"]["segmentation"]["image"]
     assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert set(result["latency_seconds"]) == {"1", "40", "40 calls"} and min(result["latency_seconds"].values()) > 0
     assert result["peak_memory_bytes"]["40"] > result["peak_memory_bytes"]["1"] > 0

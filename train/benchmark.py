@@ -23,6 +23,7 @@ import statistics
 import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,21 +75,55 @@ def count_flops(model, inputs: dict[str, Tensor]) -> int:
     return counter.get_total_flops()
 
 
-def flop_parts(config, expressions: int, words: int) -> dict[str, int]:
-    """Image and expression part of the FLOPs, from runs with 1 and `expressions` expressions.
+@torch.no_grad()
+def count_flops_of_parts(config, expressions: int, words: int) -> dict[str, int]:
+    """FLOPs by the direct part of the model whose layers are at work; "" is what happens between them.
 
     With fake tensors: nothing is computed, no device hides what it does (cuDNN's recurrent layers count 0), and
     transformers, which looks into the values of a mask where there are any, does not.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageSegmentation.from_config(config).eval()
+    counter, running, counts = FlopCounterMode(display=False), [""], Counter()
+
+    def settle() -> None:
+        counts[running[-1]] += counter.get_total_flops() - counts.total()
+
+    def enter(part: str) -> None:
+        settle()
+        running.append(part)
+
+    def leave() -> None:
+        settle()
+        running.pop()
+
+    for name, module in model.named_modules():
+        if name:
+            part = name.partition(".")[0]
+            module.register_forward_pre_hook(lambda module, args, part=part: enter(part))
+            module.register_forward_hook(lambda module, args, output: leave())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        with counter:
+            model(**random_inputs(config, expressions, torch.device("cpu"), words))
+    settle()
+    return dict(counts)
+
+
+def flops_of_parts(config, words: int) -> dict[str, dict[str, int]]:
+    """`flop_parts` of each direct part of the model, as it names its parameters' parts."""
+    one, two = (count_flops_of_parts(config, count, words) for count in (1, 2))
+    return {name: {"image": 2 * one[name] - two[name], "expression": two[name] - one[name]} for name in one}
+
+
+def flop_parts(config, expressions: int, words: int) -> dict[str, int]:
+    """Image and expression part of the FLOPs, from runs with 1 and `expressions` expressions.
 
     Raises:
         RuntimeError: a third run contradicts them, so the cost is not image + K x expression.
     """
     counts = [1, expressions, expressions + 1]
-    with torch.device("meta"):
-        model = AutoModelForImageSegmentation.from_config(config).eval()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")
-        one, many, again = (count_flops(model, random_inputs(config, k, torch.device("cpu"), words)) for k in counts)
+    one, many, again = (sum(count_flops_of_parts(config, count, words).values()) for count in counts)
     each, rest = divmod(many - one, expressions - 1)
     if rest or again != one + expressions * each:
         raise RuntimeError(f"FLOPs are not image + K x expression: K = {counts} gives {one}, {many}, {again}.")
@@ -179,6 +214,7 @@ def benchmark(config, device: torch.device, expressions: int, words: int, repeat
         "parameters": parameter_parts(model),
         "flops": flops,
         "multiply_adds": {name: count / 2 for name, count in flops.items()},
+        "flops_of_parts": flops_of_parts(config, words),
         "latency_seconds": {
             "1": latency(lambda: model(**single), device, repeats),
             str(expressions): latency(lambda: model(**many), device, repeats),
@@ -324,9 +360,11 @@ def show_data(result: dict[str, Any]) -> None:
 def show(result: dict[str, Any]) -> None:
     expressions, flops, seconds = result["expressions"], result["flops"], result["latency_seconds"]
     print(f"{result['architecture']} at {result['image_size']}, {result['words']} words, on {result['device']}")
-    print("parameters (millions)")
+    print(f"{'parameters (10^6)':<22}{'':>12}{'image':>12}{'expression':>12}  (10^9 operations, mul-add = 1)")
+    parts = {"total": flops} | result["flops_of_parts"]
     for name, count in result["parameters"].items():
-        print(f"  {name:<20}{count / 1e6:10.2f}")
+        part = parts.get(name, {"image": 0, "expression": 0})
+        print(f"  {name:<20}{count / 1e6:12.2f}{part['image'] / 2e9:12.3f}{part['expression'] / 2e9:12.3f}")
     print(f"{'operations (10^9)':<22}{'mul-add = 1':>12}{'mul-add = 2':>12}")
     rows = {"image": flops["image"], "expression": flops["expression"]}
     rows |= {f"K = {count}": flops["image"] + count * flops["expression"] for count in (1, expressions)}
