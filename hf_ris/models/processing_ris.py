@@ -178,6 +178,8 @@ class RisImageProcessor(BaseImageProcessor):
     def _warp(self, pixels: Tensor, mode: str, fill: Tensor) -> Tensor:
         """(C, H, W) through the letterbox map, sampling at input pixels; outside the image is `fill` (C,)."""
         height, width = pixels.shape[-2:]
+        if height == width == self.image_size:
+            return pixels
         scale_y, offset_y, scale_x, offset_x = self.affine(height, width)
         y = (torch.arange(self.image_size) - offset_y) / scale_y
         x = (torch.arange(self.image_size) - offset_x) / scale_x
