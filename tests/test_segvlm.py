@@ -240,6 +240,23 @@ def test_loss_is_equation_8():
     assert set(alone.losses) == {"dice"} and alone.loss == alone.losses["dice"]
 
 
+def test_export_keeps_numbers_with_more_expressions_than_traced():
+    """torch.export with any number of images, expressions and words: the deformable convolution included."""
+    model = model_of().eval()
+    torch.nn.init.normal_(model.projector.visual2.offsets.bias)
+    inputs = batch()
+    expressions, images = torch.export.Dim("expressions", max=64), torch.export.Dim("images", max=64)
+    words = torch.export.Dim("words", max=8)
+    text = {0: expressions, 1: words}
+    shapes = {"pixel_values": {0: images}, "input_ids": text, "attention_mask": text, "image_index": {0: expressions}}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    names = ("input_ids", "attention_mask", "image_index")
+    more = inputs | {name: inputs[name].repeat_interleave(9, 0) for name in names}
+    more |= {name: F.pad(more[name], (0, 2)) for name in names[:2]}
+    with torch.no_grad():
+        torch.testing.assert_close(exported(**more).logits, model(**more).logits)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

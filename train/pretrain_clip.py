@@ -2,16 +2,16 @@
 
 CRIS and its kind start from an image and a text encoder that CLIP has aligned. What is small enough to be trained here
 has no public CLIP; this makes one with open_clip's model and loss: each object is cut out of its scene and is to be
-found among all objects of the batch by one of its captions, and the caption by the object. About ten minutes on two
-CPU cores:
+found among all objects of the batch by one of its captions, and the caption by the object. Made for two CPU cores:
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
     python train/train.py --recipe train/recipes/cris/refscenes.yaml initialize.weights=encoders \
         model.clip_config.pretrained=outputs/clip-refscenes/open_clip_model.safetensors \
         processor.tokenizer=pretrained processor.path=outputs/clip-refscenes
 
-To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, processor,
-data.validation_size, training.seed and the data whose words the tokenizer knows (data.name, data.size) matter.
+To see that it works, in seconds: --steps 20 --scenes 64 data.size=64. Of the recipe only model.clip_config, processor,
+data.image_size, data.validation_size, training.seed and the data whose words the tokenizer learns (data.name,
+data.split, data.size) matter.
 
 Captions say how an object looks: those expressions of `refscenes_plus`, which has no places, that speak of it alone and
 without a "not", and where they name its colour also "a red cup". The folder is one that open_clip loads
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, required=True, help="of the model that the CLIP is for")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--scenes", type=int, default=10_000, help="of the training split")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=24, help="scenes, of five objects or so")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
