@@ -141,20 +141,18 @@ def test_expressions_on_one_image_equal_separate_calls(tiny):
 
 def test_image_is_encoded_once(tiny, monkeypatch):
     model, processor = tiny
-    batches = []
+    calls = []
     encode_image = model.encode_image
-    monkeypatch.setattr(
-        model, "encode_image", lambda pixels, *rest: batches.append(len(pixels)) or encode_image(pixels, *rest)
-    )
+    monkeypatch.setattr(model, "encode_image", lambda *inputs: calls.append(inputs) or encode_image(*inputs))
     image = pictures(1)[0]
     counts = {}
     for number in (1, 5):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(**processor(image, SENTENCES[-1:] * number))
         counts[number] = counter.get_total_flops()
-    assert batches == [1, 1]
+    assert [len(pixels) for pixels, *_ in calls] == [1, 1]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encode_image(processor(image, SENTENCES[0])["pixel_values"])
+        encode_image(*calls[0])
     image_part = counter.get_total_flops()
     expression_part = counts[1] - image_part
     assert counts[5] == pytest.approx(image_part + 5 * expression_part, rel=1e-3)
@@ -317,6 +315,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_trio):
             if enable:
                 model.activation_checkpointing_enable()
             model.zero_grad()
+            torch.manual_seed(0)  # some losses look at random points
             model(**inputs).loss.backward()
             norms.append({n: p.grad.norm() for n, p in model.named_parameters() if p.grad is not None})
         assert norms[0].keys() == norms[1].keys()

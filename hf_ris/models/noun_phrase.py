@@ -82,7 +82,7 @@ _ADJECTIVES = _words(
     "stripped plaid checkered checked floral spotted plain solid wooden furry fluffy shiny messy clean dirty wet dry "
     "curly straight round square rectangular oval curved flat hot cold asian african american caucasian female male "
     "adult beautiful pretty cute ugly weird funny sad happy angry good best better bad worst different similar single "
-    "double multi multicolored multi-colored colored coloured light-colored dark-colored skinnier fatter obvious "
+    "double multi multicolored multi-colored light-colored dark-colored skinnier fatter obvious "
     "visible high low deep polka greenest reddest whitest blackest brownest roundest curliest fluffiest leafy bumpy "
     "spotty sweaty fuzzier grassy sandy rusty muddy snowy wavy lacy stripy stripey chubby hairy scruffy slim "
     "bright-colored brighter brightest"
