@@ -1,4 +1,4 @@
-"""A synthetic data set in the raw layout of RefCOCO, made from RefScenes, and small ones in the layouts of the others.
+"""A synthetic data set of any size in the raw layout of RefCOCO, made from RefScenes.
 
 python tests/raw_refcoco.py FOLDER --images 20000 --size 480 --workers 2
 """

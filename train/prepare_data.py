@@ -61,7 +61,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     shared.add_argument("--images", type=Path, nargs="+", default=[], help="folders or zip archives of the images")
     shared.add_argument("--ground-truth", choices=("union", "sum_equals_one"), default="union")
     shared.add_argument("--images-per-shard", type=int, default=500, metavar="N")
-    shared.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    shared.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one per core")
     shared.add_argument("--skip-count-check", action="store_true", help="do not compare with the published counts")
     shared.add_argument("--allow-problems", action="store_true", help="leave out images that cannot be used; list them")
     shared.add_argument("--push-to-hub", metavar="ID", help="upload the finished folder")
@@ -92,7 +92,7 @@ def describe_data(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare_data(options: argparse.Namespace) -> dict[str, Any]:
     chosen = {name: vars(options)[name] for name in ("split_by", "sets", "text") if name in vars(options)}
-    start = time.perf_counter()
+    start, imported = time.perf_counter(), peak_memory()["main"]
     report = prepare(
         options.raw,
         options.out,
@@ -111,8 +111,9 @@ def prepare_data(options: argparse.Namespace) -> dict[str, Any]:
     for split, of in report["splits"].items():
         print(f"{split}: {of['images']:,} images, {of['references']:,} references, {of['expressions']:,} expressions")
     images = sum(of["images"] for of in report["splits"].values())
+    print(f"{options.out}: {images:,} images in {seconds:.1f} s, {images / seconds:.1f} a second")
     memory = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peak_memory().items())
-    print(f"{options.out}: {images:,} images in {seconds:.1f} s, {images / seconds:.1f} a second; peak memory {memory}")
+    print(f"peak memory: {memory}; {imported / 2**20:.0f} MiB before the work began, for libraries")
     if report["problems"]:
         print(f"{len(report['problems'])} problems: they are listed in {options.out / 'report.json'}", file=sys.stderr)
     if options.push_to_hub is not None:

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
-from .published import PUBLISHED
+from .published import PUBLISHED, Counts, differences
 
 
 _COCO_LICENCE = (
     "Photographs: COCO train2014, from Flickr; each keeps its photographer's licence. COCO's annotations: CC BY 4.0."
 )
+_LISTED = 10  # problems
 _TITLES = {
     "refcoco": "RefCOCO",
     "refcoco+": "RefCOCO+",
@@ -101,7 +102,7 @@ def data_card(report: dict[str, Any]) -> str:
     papers = [_PAPERS[entry] for entry in plan["sets"] or [name]]
     command = " ".join([name] + [f"--split-by {plan['split_by']}"] * (name == "refcocog"))
     command += f" --sets {' '.join(plan['sets'])}" if plan["sets"] else ""
-    command += f" --ground-truth {plan['ground_truth']} --text {plan['text']}"
+    command += f" --ground-truth {plan['ground_truth']}" + f" --text {plan['text']}" * (name != "phrasecut")
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in report["splits"])
     return _TEMPLATE.format(
         title=title if plan["split_by"] is None else f"{title} ({plan['split_by']})",
@@ -127,7 +128,8 @@ def _counts(splits: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for split, of in splits.items():
-        targets = " / ".join(f"{of['targets'][kind]:,}" for kind in ("none", "one", "several"))
+        kinds = ("without_target", "with_one_target", "with_several_targets")
+        targets = " / ".join(f"{of[kind]:,}" for kind in kinds)
         values = [f"{of[what]:,}" for what in ("references", "expressions", "images", "objects")]
         lines.append(f"| {split} | {' | '.join(values)} | {targets} | {of['overlapping_objects']:,} |")
     return "\n".join(lines) + "\n"
@@ -142,11 +144,8 @@ def _published(title: str, report: dict[str, Any]) -> str:
         return "\n".join(lines) + "\n"
     if title not in PUBLISHED:
         return "There are no published counts by split to compare with.\n"
-    have = {split: tuple(counts) for split, counts in report["raw_counts"][report["plan"]["name"]].items()}
-    equal = all(
-        split in have and all(theirs in (None, mine) for theirs, mine in zip(counts, have[split], strict=True))
-        for split, counts in PUBLISHED[title].items()
-    )
+    have = report["raw_counts"][report["plan"]["name"]]
+    equal = not differences({split: Counts(*counts) for split, counts in have.items()}, PUBLISHED[title])
     word = "are" if equal else "are NOT"
     return f"References, expressions and images of the raw files {word} those of the published data set.\n"
 
@@ -154,8 +153,8 @@ def _published(title: str, report: dict[str, Any]) -> str:
 def _problems(problems: list[dict[str, Any]]) -> str:
     if not problems:
         return ""
-    lines = [f"\nLeft out ({len(problems)}):\n"]
-    lines += [f"- {json.dumps(problem)}" for problem in problems]
+    lines = [f"\nLeft out: {len(problems)} images or expressions, all listed in report.json, such as\n"]
+    lines += [f"- {json.dumps(problem)}" for problem in problems[:_LISTED]]
     return "\n".join(lines) + "\n"
 
 

@@ -85,17 +85,14 @@ class Options:
 
 
 class _Shard(NamedTuple):
-    """Rows [start, stop) of a split; `file` is the Parquet file, its record lies beside it as JSON while preparing."""
+    """Rows [start, stop) of a split: the Parquet file, and what was counted, which says that the file is whole."""
 
     file: Path
+    record: Path
     split: str
     start: int
     stop: int
     ground_truth: GroundTruth
-
-    @property
-    def record(self) -> Path:
-        return self.file.with_suffix(".json")
 
 
 def prepare(
@@ -122,7 +119,7 @@ def prepare(
     """
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
-    raw = RawFiles(raw)
+    raw = RawFiles(raw, several=options.name == "joint")
     plan = {"format": 1, **asdict(options), "sources": _sources(raw, options)}
     plan = json.loads(json.dumps(plan))
     if out.exists():
@@ -138,7 +135,7 @@ def prepare(
     write_places(work / "places.sqlite", ImageFiles(roots, names, given=bool(images)))
     with IndexReader(work / "index.sqlite", work / "places.sqlite") as reader:
         sizes, shared = reader.sizes(), reader.shared_images()
-    shards = list(_shards(partial / "data", sizes, options))
+    shards = list(_shards(partial, sizes, options))
     _write_shards(shards, work, workers)
     report = _report(plan, facts, shards, shared)
     problems = report["problems"]
@@ -146,11 +143,8 @@ def prepare(
         raise ValueError(_describe_problems(problems, work))
     (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(data_card(report), encoding="utf-8")
-    for shard in shards:
-        shard.record.unlink()
-    shutil.rmtree(work)
     os.rename(partial, out)
-    return report
+    return _finished(out, plan)
 
 
 def _sources(raw: RawFiles, options: Options) -> list[dict[str, Any]]:
@@ -178,6 +172,7 @@ def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     report = json.loads(report.read_text(encoding="utf-8"))
     if report["plan"] != plan:
         raise ValueError(f"{out} holds a data set of other raw files or options: remove it, or give another --out")
+    shutil.rmtree(out / "work", ignore_errors=True)
     return report
 
 
@@ -190,6 +185,7 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
     elif json.loads(path.read_text()) != plan:
         raise ValueError(f"{partial} was begun with other raw files or options: remove it, or give another --out")
     (partial / "data").mkdir(exist_ok=True)
+    (partial / "work/shards").mkdir(exist_ok=True)
     for left in partial.glob("data/*.tmp"):
         left.unlink()
 
@@ -234,13 +230,14 @@ def _check_counts(facts: dict[str, Any], options: Options) -> None:
             )
 
 
-def _shards(folder: Path, sizes: dict[str, int], options: Options) -> Iterator[_Shard]:
+def _shards(partial: Path, sizes: dict[str, int], options: Options) -> Iterator[_Shard]:
     step = options.images_per_shard
     for split, size in sizes.items():
         number = -(-size // step)
         for place in range(number):
-            file = folder / f"{split}-{place:05d}-of-{number:05d}.parquet"
-            yield _Shard(file, split, place * step, min((place + 1) * step, size), options.ground_truth)
+            name = f"{split}-{place:05d}-of-{number:05d}"
+            file, record = partial / f"data/{name}.parquet", partial / f"work/shards/{name}.json"
+            yield _Shard(file, record, split, place * step, min((place + 1) * step, size), options.ground_truth)
 
 
 def _write_shards(shards: list[_Shard], work: Path, workers: int) -> None:
@@ -313,7 +310,9 @@ class _Record:
     crowds: int = 0
     empty_objects: int = 0
     overlapping_objects: int = 0
-    targets: dict[str, int] = field(default_factory=lambda: {"none": 0, "one": 0, "several": 0})
+    without_target: int = 0
+    with_one_target: int = 0
+    with_several_targets: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
 
@@ -326,8 +325,10 @@ class _Record:
         self.crowds += len(row["crowds"])
         self.empty_objects += sum(int(coco_mask.area(entry["mask"])) == 0 for entry in row["objects"])
         self.overlapping_objects += len(row["overlaps"])
-        for said in expressions:
-            self.targets[("none", "one", "several")[min(len(said["object_indices"]), 2)]] += 1
+        targets = [len(said["object_indices"]) for said in expressions]
+        self.without_target += targets.count(0)
+        self.with_one_target += targets.count(1)
+        self.with_several_targets += sum(count > 1 for count in targets)
 
 
 class _Unusable(Exception):
@@ -392,7 +393,7 @@ def _picture(reader: IndexReader, image: dict[str, Any], record: _Record) -> byt
             picture.load()  # all of it: a file that was cut off has a whole header
             size = picture.height, picture.width
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            pixels = np.asarray(picture) if turned else None
+            pixels = np.asarray(picture.convert("RGB")) if turned else None
     except _IMAGE_ERRORS as error:
         raise _Unusable("damaged image", str(error)) from error
     if size != (image["height"], image["width"]):
@@ -418,11 +419,7 @@ def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[_Shard], s
         total = splits.setdefault(shard.split, {"shards": 0})
         total["shards"] += 1
         for name, value in record.items():
-            if name == "targets":
-                old = total.setdefault(name, dict.fromkeys(value, 0))
-                total[name] = {kind: old[kind] + value[kind] for kind in value}
-            else:
-                total[name] = total.get(name, 0) + value
+            total[name] = total.get(name, 0) + value
     return {
         "plan": plan,
         "splits": splits,

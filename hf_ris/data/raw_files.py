@@ -50,11 +50,13 @@ class Packed(NamedTuple):
 class RawFiles:
     """Everything below `root`, a folder, and in the zip archives in it and in its subfolders; or one zip archive.
 
+    several: the root holds several data sets, so that files in itself belong to none of them.
+
     Raises ValueError where an archive is damaged, encrypted or has an entry that leads outside it.
     """
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser()
+    def __init__(self, root: str | Path, several: bool = False):
+        self.root, self.several = Path(root).expanduser(), several
         if not self.root.exists():
             raise ValueError(f"there is no {self.root}: --raw takes the folder that the downloads lie in")
         is_folder = self.root.is_dir()
@@ -63,7 +65,7 @@ class RawFiles:
 
     def find(self, folder: str, *names: str) -> RawFile:
         """The first of `names` that is there: in `folder`, in the root itself, or in an archive under that path."""
-        places = [self.root / folder, self.root] if self.root.is_dir() else []
+        places = [self.root / folder] if self.several else [self.root / folder, self.root]
         for name in names:
             for place in places:
                 if (place / name).is_file():
