@@ -4,7 +4,7 @@ in test_aligner.py, the contract that all architectures share in test_models.py.
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, fill_by_formula, formula
 from open_clip import OPENAI_DATASET_MEAN
 
 from hf_ris import EavlConfig, EavlForReferringSegmentation, EavlProcessor
@@ -238,6 +238,33 @@ def test_processor_follows_the_encoders():
     assert inputs["input_ids"][0, -1] == tokenizer.eos_token_id
     plain = EavlProcessor.from_config(EavlConfig(), tokenizer)
     assert plain.image_processor.image_mean == [0.485, 0.456, 0.406] and not plain.clip_text
+
+
+# logits of `test_numerics_are_frozen` at row 5, columns 0, 5, 10 and 15, for each expression
+FROZEN = {
+    "swin_bert": [
+        [12.284651716643, 5.626426896821, 6.825707723671, 3.935209466008],
+        [10.447523341338, 2.868540765988, 4.192093337451, 2.45326165776],
+        [8.004061378628, -0.664520797338, 0.816700056364, 0.497250573482],
+    ],
+    "clip": [
+        [-25.276610660562, -57.122624701088, -53.835622288813, -39.718664501337],
+        [-30.107611774723, -57.511271057645, -54.678809140328, -38.311397760661],
+        [-34.151352964536, -68.840128976404, -65.321471572725, -44.824946256254],
+    ],
+}
+
+
+@pytest.mark.parametrize("encoders", FROZEN)
+def test_numerics_are_frozen(encoders):
+    """The logits of weights that are a formula; a change of any convention moves them."""
+    model = model_of(encoders=encoders).double()
+    fill_by_formula(model)
+    with torch.no_grad():
+        logits = model(**batch(pixel_values=formula(2 * 3 * 64 * 64, 0).view(2, 3, 64, 64))).logits
+    torch.testing.assert_close(
+        logits[:, 5, ::5], torch.tensor(FROZEN[encoders], dtype=torch.float64), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize(

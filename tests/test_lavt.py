@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import fill_by_formula, formula
 from golden import SHARED, golden
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -281,18 +282,11 @@ FROZEN = [
 ]
 
 
-def formula(count: int, seed: int) -> torch.Tensor:
-    """`count` scattered numbers of unit variance, the same everywhere."""
-    n = torch.arange(count, dtype=torch.float64)
-    return (((n * n + n) * 0.6180339887498949 + 0.3819660112501051 * seed).frac() - 0.5) * math.sqrt(12)
-
-
 def test_numerics_are_frozen():
     """The logits of weights that are a formula; a change of any convention moves them."""
     model = tiny_model(fusion_num_heads=[1, 2, 4, 8]).double()
+    fill_by_formula(model)
     with torch.no_grad():
-        for index, parameter in enumerate(model.parameters()):
-            parameter.copy_(formula(parameter.numel(), index).view_as(parameter) / parameter[0].numel() ** 0.5)
         pixels = formula(2 * 3 * 50 * 70, 0).view(2, 3, 50, 70)
         logits = model(**tiny_inputs() | {"pixel_values": pixels}).logits
     expected = torch.tensor(FROZEN, dtype=torch.float64)

@@ -4,7 +4,7 @@ generator are in test_aligner.py, the contract that all architectures share in t
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, fill_by_formula, formula
 
 from hf_ris import VltConfig, VltForReferringSegmentation, VltProcessor
 from hf_ris.models.processing_ris import RisImageProcessor
@@ -199,6 +199,10 @@ def test_recipes_hold_the_papers_model(name):
     )
     assert build_config(load_recipe(path), 123).to_dict() == expected.to_dict()
     assert build_config(load_recipe(path, ["model.aligner=true"]), 123).aligner
+    swin = "{name: swin_base_patch4_window12_384, pretrained_tag: ms_in22k, arguments: {window_size: 12}}"
+    later = build_config(load_recipe(path, [f"model.vision_config={swin}", "model.text_encoder=bert"]), 123)
+    assert later.vision_config.name == BASE["name"] and later.vision_config.output_stages == [3, 4, 5]
+    assert (later.text_encoder, later.text_config.vocab_size) == ("bert", 123)
 
 
 def test_processor_is_the_published_one():
@@ -212,6 +216,23 @@ def test_processor_is_the_published_one():
     other = VltProcessor.from_config(tiny_config(max_text_length=7), processor.tokenizer)
     assert (other.image_processor.image_size, other.max_text_length, other.threshold) == (64, 7, 0.35)
     assert isinstance(other.image_processor, RisImageProcessor) and other.image_processor.geometry == "letterbox"
+
+
+# logits of `test_numerics_are_frozen` at row 5, columns 0, 5, 10 and 15, for each expression
+FROZEN = [
+    [0.040846835425, 0.00177354231, 0.09799503819, -0.263175445038],
+    [0.040893662775, 0.001777581169, 0.097980452739, -0.263155214352],
+    [0.040842314118, 0.001783224651, 0.098000646976, -0.263175340605],
+]
+
+
+def test_numerics_are_frozen():
+    """The logits of weights that are a formula; a change of any convention moves them."""
+    model = model_of().double()
+    fill_by_formula(model)
+    with torch.no_grad():
+        logits = model(**batch(pixel_values=formula(2 * 3 * 64 * 64, 0).view(2, 3, 64, 64))).logits
+    torch.testing.assert_close(logits[:, 5, ::5], torch.tensor(FROZEN, dtype=torch.float64), atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize(
