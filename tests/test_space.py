@@ -262,6 +262,23 @@ def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypa
     assert f">{maps.query_scores[0, 0]:.2f} · the &lt;red&gt; star<" in shown
 
 
+def test_the_last_mask_prior_is_shown_as_location(tiny_trio):
+    """Of MPG-LQGNet's priors, one for each layer, as a probability at the picture's size."""
+    model, processor = tiny_trio("mpg_lqgnet")
+    loaded = zoo_module.LoadedModel(model, processor, 0)
+    entry = zoo_module.Entry("mpg", "MPG-LQGNet", "MPG-LQGNet", Path(), None)
+    picture = pictures.Picture(Image.effect_noise((90, 60), 60).convert("RGB"), 90, 60, "noise.png")
+    maps = inference.run_model(entry, loaded, picture, ["red star", "blue car"], torch.device("cpu"))
+    with torch.inference_mode():
+        outputs = model(**processor(picture.image, [["red star", "blue car"]]))
+    first, last = (
+        torch.stack(processor.post_process_maps(prior[:, None].sigmoid(), [(60, 90)] * 2))[:, 0]
+        for prior in outputs.prior_logits.unbind(1)
+    )
+    np.testing.assert_allclose(maps.localization, last, atol=1e-3)
+    assert abs(first - last).max() > 0.01
+
+
 def test_a_threshold_cuts_strictly_above():
     maps = np.array([[[0.25, 0.5], [0.75, 1.0]]], np.float16)
     masks, scores = inference.cut(maps, 0.5)
