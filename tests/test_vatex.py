@@ -12,15 +12,23 @@ import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from open_clip.transformer import VisionTransformer
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerMaskedAttentionDecoder
 
-from hf_ris import VatexConfig, VatexForReferringSegmentation, VatexProcessor
+from hf_ris import (
+    LavtConfig,
+    LavtForReferringSegmentation,
+    LavtProcessor,
+    VatexConfig,
+    VatexForReferringSegmentation,
+    VatexProcessor,
+)
 from hf_ris.data import RisCollator
 from hf_ris.data.refscenes import load_refscenes
 from hf_ris.data.transforms import TrainingRows, sample_triplet
-from hf_ris.models.clip_encoders import build_clip_image_encoder
+from hf_ris.models.clip_encoders import build_clip_image_encoder, load_clip_weights
 from hf_ris.models.configuration_ris import ClipEncoderConfig, VisionEncoderConfig
 from hf_ris.models.losses import (
     dice_loss,
@@ -790,6 +798,49 @@ def test_consistency_of_two_processes_is_that_of_one(tmp_path):
         [sys.executable, str(script), str(losses), str(tmp_path / "store")], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+# --- LAVT with CLIP's text encoder (supplementary, Table 1) --------------------------------------------------------
+
+
+def test_lavt_reads_clips_words(tmp_path):
+    clip = tiny_config().clip_config
+    torch.manual_seed(0)
+    model = LavtForReferringSegmentation(
+        LavtConfig(
+            image_size=32,
+            text_encoder="clip",
+            clip_config={"vocab_size": clip.vocab_size, "arguments": clip.arguments},
+            vision_config=tiny_config().vision_config,
+            decoder_dim=8,
+            max_text_length=12,
+        )
+    )
+    processor = LavtProcessor.from_config(model.config, tokenizer())
+    assert processor.clip_text
+    inputs = processor([picture(32, 32), picture(32, 32, 1)], TEXTS[:2], [np.eye(32) > 0] * 2)
+    model(**inputs).loss.backward()
+    untaught = {name for name, p in model.named_parameters() if p.grad is None}
+    assert untaught == {"gates.3.hidden.weight", "gates.3.output.weight", "text_encoder.tower.text_projection"}
+    with torch.no_grad():
+        words = model.eval().encode_text(inputs["input_ids"], inputs["attention_mask"])
+        expected = model.text_encoder(inputs["input_ids"], inputs["attention_mask"])[0]
+        assert torch.equal(words, expected) and words.shape[-1] == 16
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert LavtProcessor.from_pretrained(tmp_path).clip_text
+    again = LavtForReferringSegmentation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+    file = tmp_path / "clip.safetensors"  # as open_clip names them, the image tower not wanted
+    state = {key: value + 1 for key, value in model.text_encoder.tower.state_dict().items()}
+    save_file(state, file)
+    load_clip_weights(ClipEncoderConfig(pretrained=str(file)), None, again.text_encoder)
+    assert all(torch.equal(value, state[key]) for key, value in again.text_encoder.tower.state_dict().items())
+
+
+def test_lavt_is_bert_by_default():
+    assert LavtConfig().text_encoder == "bert" and not LavtProcessor(tokenizer=tokenizer()).clip_text
 
 
 # --- data and recipes --------------------------------------------------------------------------------------------

@@ -1,9 +1,14 @@
 """LAVT configuration: `LavtConfig()` is the model of the paper (Swin-B window 12, BERT-base, 480x480, 20 tokens)."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig
 
-from .configuration_ris import RisConfig, VisionEncoderConfig
+from .configuration_ris import ClipEncoderConfig, RisConfig, VisionEncoderConfig
+
+
+_VIT_B = {"name": "ViT-B-16-quickgelu"}
 
 
 @strict
@@ -13,6 +18,8 @@ class LavtConfig(RisConfig):
     Args:
         vision_config: the Swin backbone; all four stages are used. A dict stands for `VisionEncoderConfig(**dict)`.
             `arguments={"drop_path_rate": 0.3}` is the paper's stochastic depth.
+        text_encoder: `bert`, or CLIP's (VATEX's supplementary, Table 1).
+        clip_config: of `clip`, of which the text encoder alone is used. A dict overrides single fields of ViT-B/16's.
         text_config: the BERT encoder (without pooler). A dict stands for `BertConfig(**dict)`.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         fusion_num_heads: attention heads of the pixel-word attention of each stage; they divide the stage's width.
@@ -24,9 +31,15 @@ class LavtConfig(RisConfig):
     """
 
     model_type = "lavt"
-    sub_configs = {"vision_config": VisionEncoderConfig, "text_config": BertConfig}
+    sub_configs = {
+        "vision_config": VisionEncoderConfig,
+        "clip_config": ClipEncoderConfig,
+        "text_config": BertConfig,
+    }
 
     vision_config: VisionEncoderConfig | dict | None = None
+    text_encoder: Literal["bert", "clip"] = "bert"
+    clip_config: ClipEncoderConfig | dict | None = None
     text_config: BertConfig | dict | None = None
     text_pretrained: str = "bert-base-uncased"
     fusion_num_heads: list[int] | tuple[int, ...] = (1, 1, 1, 1)
@@ -44,6 +57,8 @@ class LavtConfig(RisConfig):
                 pretrained_tag="ms_in22k",
                 arguments={"window_size": 12, "drop_path_rate": 0.3},
             )
+        if self.clip_config is None or isinstance(self.clip_config, dict):
+            self.clip_config = {**_VIT_B, **(self.clip_config or {})}
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config
         if not vision.name.startswith("swin_") or list(vision.output_stages) != [2, 3, 4, 5]:
@@ -64,7 +79,7 @@ class LavtConfig(RisConfig):
             raise ValueError(f"aligner_dim must be a multiple of 8, the number of heads, got {self.aligner_dim}.")
         if not 0 <= self.fusion_dropout < 1:
             raise ValueError(f"fusion_dropout must lie in [0, 1), got {self.fusion_dropout}.")
-        if self.max_text_length > text.max_position_embeddings:
+        if self.text_encoder == "bert" and self.max_text_length > text.max_position_embeddings:
             raise ValueError(
                 f"max_text_length is {self.max_text_length}, but text_config has max_position_embeddings="
                 f"{text.max_position_embeddings}."

@@ -24,6 +24,8 @@ Deviations and readings:
   `lavt_one` weights are said to come from a Dice loss that was never published.
 - With EAVL's aligner (`aligner=True`; EAVL, Table V) kernels made from queries replace the last convolution. The
   queries read F_2 ... F_4 and the words; there is no global vision feature, and the size of the input is fixed.
+- CLIP's text encoder in place of BERT (`text_encoder="clip"`) is VATEX's, supplementary Table 1; its words are not
+  projected.
 - Which BERT layers are trained is the recipe's matter (the published program leaves out layers 10, 11 and embeddings).
 """
 
@@ -35,6 +37,7 @@ from torch.nn import functional as F
 from transformers import BertModel
 
 from .aligner import MultiQueryGenerator, VisionLanguageAligner, map_side
+from .clip_encoders import ClipTextEncoder, load_clip_weights
 from .configuration_lavt import LavtConfig
 from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
 from .losses import resize_labels, weighted_cross_entropy
@@ -119,13 +122,19 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
     """LAVT. Logits are foreground minus background score at the input size, so 0.5 is the threshold."""
 
     config_class = LavtConfig
-    _keys_without_gradient: ClassVar[list[str]] = [r"^gates\.3\."]  # stage 4 has no successor
+    # stage 4 has no successor; CLIP's words are not projected
+    _keys_without_gradient: ClassVar[list[str]] = [r"^gates\.3\.", r"^text_encoder\.tower\.text_projection$"]
 
     def __init__(self, config: LavtConfig):
         super().__init__(config)
         self.vision_encoder = build_vision_encoder(config.vision_config)
-        self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
-        widths, text_dim = self.vision_encoder.stage_channels, config.text_config.hidden_size
+        if config.text_encoder == "clip":
+            self.text_encoder = ClipTextEncoder(config.clip_config)
+            text_dim = self.text_encoder.channels
+        else:
+            self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
+            text_dim = config.text_config.hidden_size
+        widths = self.vision_encoder.stage_channels
         self.fusions = nn.ModuleList(
             PixelWordAttentionModule(width, text_dim, heads, config.fusion_dropout)
             for width, heads in zip(widths, config.fusion_num_heads, strict=True)
@@ -142,21 +151,26 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
-        """Swin from timm (ImageNet-22K) and BERT from the Hub.
+        """Swin from timm (ImageNet-22K), and BERT from the Hub or CLIP's text encoder from open_clip.
 
         Raises:
             OSError: weights that are neither cached nor reachable; the message names them.
             ValueError: a config whose encoders the public weights do not fit.
         """
         self.vision_encoder.load_pretrained()
-        load_bert(self.text_encoder, self.config.text_pretrained)
+        if self.config.text_encoder == "clip":
+            load_clip_weights(self.config.clip_config, None, self.text_encoder)
+        else:
+            load_bert(self.text_encoder, self.config.text_pretrained)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> V_1 (B, ceil(H/4), ceil(W/4), C_1): all that the expression does not touch."""
         return self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D)."""
+        """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D), or CLIP's after its last norm."""
+        if self.config.text_encoder == "clip":
+            return self.text_encoder(input_ids, attention_mask)[0]
         return self.text_encoder(input_ids, attention_mask, use_cache=False).last_hidden_state
 
     def fuse(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> list[Tensor]:
