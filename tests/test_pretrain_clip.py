@@ -128,13 +128,15 @@ def test_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path):
 
 
 def test_one_clip_fits_cris_and_segvlm():
-    cris, *segvlm = (
-        load_recipe(path)
-        for path in (CRIS, RECIPES / "segvlm" / "refscenes.yaml", RECIPES / "segvlm" / "phrasescenes.yaml")
-    )
-    for recipe in segvlm:
-        assert recipe.model["clip_config"] == cris.model["clip_config"]
-        assert recipe.processor == cris.processor
+    """Also its words: numbered by the same corpus, or read from its folder."""
+    cris = load_recipe(CRIS)
+    same, phrases = (load_recipe(RECIPES / "segvlm" / f"{name}.yaml") for name in ("refscenes", "phrasescenes"))
+    assert same.model["clip_config"] == phrases.model["clip_config"] == cris.model["clip_config"]
+    assert same.processor == cris.processor
+    corpus = ("name", "split", "size", "image_size")
+    assert all(getattr(same.data, field) == getattr(cris.data, field) for field in corpus)
+    assert phrases.processor.tokenizer == "pretrained"
+    assert Path(phrases.processor.path) == Path(phrases.model["clip_config"]["pretrained"]).parent
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ has no public CLIP; this makes one with open_clip's model and loss: each object 
 found among all objects of the batch by one of its captions, and the caption by the object. Made for two CPU cores:
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
-    python train/train.py --recipe train/recipes/cris/refscenes.yaml initialize.weights=encoders \
-        model.clip_config.pretrained=outputs/clip-refscenes/open_clip_model.safetensors \
-        processor.tokenizer=pretrained processor.path=outputs/clip-refscenes
+    python train/train.py --recipe train/recipes/cris/refscenes.yaml
+
+The second recipe names the weights (`model.clip_config.pretrained`). Its tokenizer must number the words as the first's
+did: with other data it takes `processor.tokenizer=pretrained processor.path=outputs/clip-refscenes`.
 
 To see that it works, in seconds: --steps 20 --scenes 64 data.size=64. Of the recipe only model.clip_config, processor,
 data.image_size, data.validation_size, training.seed and the data whose words the tokenizer learns (data.name,
