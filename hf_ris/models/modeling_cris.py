@@ -191,7 +191,10 @@ def respond(x: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
 
 
 class CrisForReferringSegmentation(RisPreTrainedModel):
-    """CRIS for N expressions over B images. Logits are at a quarter of the input's sides."""
+    """CRIS for N expressions over B images. Logits are at a quarter of the input's sides.
+
+    `torch.export` takes any number of images, expressions and tokens, and fixes the sides of the input.
+    """
 
     config_class = CrisConfig
     projector_class: ClassVar[type[nn.Module]] = Projector  # (config, text_channels), as `Projector`
