@@ -1,7 +1,9 @@
 """CLIP's encoders against open_clip's own forward, their weights from files and tags, and CLIP's tokenizer."""
 
 import json
+import pickle
 import random
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -186,6 +188,10 @@ def test_weights_that_do_not_fit_are_named(clip, tmp_path):
         load_clip_weights(tiny_config(arguments=None), image, text)
     with pytest.raises(OSError, match="'absent.pt' is neither a tag .* nor a file"):
         load_clip_weights(tiny_config(pretrained="absent.pt"), image, text)
+    for number, content in enumerate((b"no weights", pickle.dumps({"weight": Path("x")}, protocol=2))):
+        (tmp_path / f"{number}.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{number}.pt is damaged, or holds more than tensors"):
+            load_clip_weights(tiny_config(pretrained=str(tmp_path / f"{number}.pt")), image, text)
     state = clip.state_dict() | {"positional_embedding": torch.zeros(9, 16)}
     del state["visual.layer1.0.conv1.weight"]
     torch.save(state, tmp_path / "clip.pt")

@@ -429,7 +429,7 @@ def test_refusals_name_what_is_wrong():
 
 
 def test_synchronised_norm_may_see_one_expression():
-    """It counts those of all processes; here it runs on running statistics, as a stand-in for other processes."""
+    """It counts those of all processes, which the identity stands in for here."""
     model = tiny_model().train()
     model.neck.text_norm = nn.SyncBatchNorm.convert_sync_batchnorm(model.neck.text_norm)
     model.neck.text_norm.forward = lambda x: x

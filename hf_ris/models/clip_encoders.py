@@ -11,6 +11,7 @@ Weights are CLIP's, the way through them is ours:
 """
 
 import math
+import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -270,4 +271,7 @@ def _clip_state_dict(config: ClipEncoderConfig) -> dict[str, Tensor]:
             ) from error
     if not Path(source).is_file():
         raise OSError(f"{source!r} is neither a tag of weights that open_clip has for {name} nor a file.")
-    return load_state_dict(source)
+    try:
+        return load_state_dict(source)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{source} is damaged, or holds more than tensors, which was not run.") from error
