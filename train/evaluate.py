@@ -8,7 +8,7 @@ Results do not depend on the number of processes: every expression counts once, 
 more conventions (original, lavt480, cris, ...: hf_ris/metrics/protocols.py). `--control` measures what a benchmark
 gives away: `largest_object` answers with the largest object's mask (needs no model); `other_scene_expression` and
 `other_object_expression` give the model an expression of another scene, or of another object of the same image, and
-compare with the target of the right one.
+compare with the target of the right one. `--analyse DIR` adds plots of lengths and of the inside (train/analyses.py).
 """
 
 import argparse
@@ -124,6 +124,7 @@ def evaluate_model(
     control: str | None = None,
     channels_last: bool = False,
     record: Callable[[dict[str, Any]], None] | None = None,
+    observe: Callable[[Any, list[dict[str, Any]]], None] | None = None,
     progress: bool = False,
 ) -> Evaluator:
     """Answers of `model` to every expression of `dataset`, gathered over all processes.
@@ -132,6 +133,7 @@ def evaluate_model(
         model: on the accelerator's device, with its `processor`; both None for control "largest_object".
         batch_size: images; max_expressions: of one image in a batch.
         record: called in each process with every line of its predictions (`metrics.prediction_line`).
+        observe: called in each process with every output of the model and the metadata of its expressions.
 
     Returns:
         the `Evaluator`, equal in every process: `compute(protocol)` gives the metrics.
@@ -155,7 +157,7 @@ def evaluate_model(
         if model is None:
             answers = [largest_object(of_row) for of_row in objects]
         else:
-            answers = answer(accelerator, model, processor, inputs, metadata, evaluator, channels_last)
+            answers = answer(accelerator, model, processor, inputs, metadata, evaluator, channels_last, observe)
         for reply, entry, target, of_target in zip(answers, metadata, targets, parts, strict=True):
             evaluator.add(reply["mask"], target, entry, **reply["extra"], target_parts=of_target)
             if record is not None:
@@ -165,18 +167,22 @@ def evaluate_model(
 
 
 @torch.no_grad()
-def answer(accelerator, model, processor, inputs, metadata, evaluator: Evaluator, channels_last: bool) -> list[dict]:
+def answer(
+    accelerator, model, processor, inputs, metadata, evaluator: Evaluator, channels_last: bool, observe=None
+) -> list[dict]:
     """One dict per expression: mask bool (H, W), score, and `extra` arguments of `Evaluator.add`."""
     inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
     if channels_last:
         inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
     with accelerator.autocast():
         outputs = model(**inputs)
+    if observe is not None:
+        observe(outputs, metadata)
     sizes = [(entry["height"], entry["width"]) for entry in metadata]
     results = processor.post_process_referring_segmentation(outputs, sizes)
     # where the model looks: its last prior, else its mask; logits, since saturated probabilities tie
     peaks = outputs.logits[:, None] if outputs.prior_logits is None else outputs.prior_logits[:, -1:]
-    peaks = processor.post_process_maps(peaks.float(), sizes)
+    peaks = processor.post_process_maps(peaks.float(), sizes, outputs.input_size)
     answers = [
         {"mask": result["mask"].cpu().numpy(), "score": result["score"], "extra": {"heatmap": peak[0].cpu().numpy()}}
         for result, peak in zip(results, peaks, strict=True)
@@ -249,11 +255,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, per process (default 0)")
     parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the predictions here")
+    parser.add_argument("--analyse", type=Path, metavar="DIR", help="write analyses and plots here (train/analyses.py)")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     needs_model = options.predictions is None and options.control != "largest_object"
     if needs_model and options.model is None:
         parser.error("give --model DIR_OR_HUB_ID, or --predictions FILE.jsonl, or --control largest_object")
+    if options.analyse is not None and options.predictions is not None:
+        parser.error("--analyse looks into a model, and a file of --predictions has none")
     return options
 
 
@@ -287,6 +296,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         processor = AutoProcessor.from_pretrained(options.model)
         model = AutoModelForImageSegmentation.from_pretrained(options.model).to(accelerator.device)
     predictions = None if options.output is None else PredictionsFile(options.output, accelerator)
+    if options.analyse is not None:  # not above: it needs matplotlib, of the extra `train`
+        from train import analyses
+
+        similarity = analyses.TextSimilarity()
     start = time.perf_counter()
     evaluator = evaluate_model(
         accelerator,
@@ -299,11 +312,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         workers=options.workers,
         control=options.control,
         record=None if predictions is None else predictions.record,
+        observe=None if options.analyse is None else similarity.observe,
         progress=accelerator.is_main_process,
     )
     result = report(options, accelerator, evaluator, time.perf_counter() - start)
     if predictions is not None:
         predictions.close()
+    if options.analyse is not None:
+        similarity.merge(gather_object([similarity.state()]))
     if accelerator.is_main_process:
         for name, metrics in result["protocols"].items():
             print(f"{name}: {result['expressions']} expressions of {result['images']} images")
@@ -311,6 +327,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if options.result is not None:
             options.result.parent.mkdir(parents=True, exist_ok=True)
             options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if options.analyse is not None:
+            metrics = next(iter(result["protocols"].values()))
+            analyses.write(options.analyse, model, processor, dataset, similarity, metrics)
     accelerator.end_training()
     return result
 
