@@ -86,7 +86,8 @@ class BidirectionalSpatialAlignment(nn.Module):
         query = instance_norm(self.visual_query(visual))
         scores = query @ self.word_key(words).transpose(1, 2) * visual.shape[-1] ** -0.5
         padding = attention_mask[:, None] == 0
-        return scores.masked_fill(padding, torch.finfo(scores.dtype).min).softmax(-1), scores.softmax(1).transpose(1, 2)
+        over_words = scores.masked_fill(padding, torch.finfo(scores.dtype).min).softmax(-1)
+        return over_words, scores.softmax(1).transpose(1, 2)
 
     def forward(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """V (N, T, C), L (N, L, D), mask (N, L) -> F (N, T, C) and Q (N, C_q), or None."""
@@ -206,7 +207,7 @@ class MaskPriorLayer(nn.Module):
         dim, self.heads = config.query_dim, config.prior_heads
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
-        self.prior = nn.Linear(3 * len(config.query_stages) * self.heads, 2)
+        self.prior = nn.Conv2d(3 * len(config.query_stages) * self.heads, 2, 1)
         self.refines = refines
         if refines:
             self.value = nn.Linear(dim, dim)
@@ -236,7 +237,7 @@ class MaskPriorLayer(nn.Module):
         """A (N, Q x heads, P) -> (N, 2, *sizes[0]): levels brought to the finest and weighed together."""
         parts = scores.split([height * width for height, width in sizes], -1)
         maps = [resize(part.unflatten(-1, size), sizes[0]) for part, size in zip(parts, sizes)]
-        return F.conv2d(torch.cat(maps, 1), self.prior.weight[..., None, None], self.prior.bias)
+        return self.prior(torch.cat(maps, 1))
 
 
 class LanguageQueryGuidedMaskPriorGenerator(nn.Module):
