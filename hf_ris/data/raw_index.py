@@ -12,10 +12,11 @@ from .raw_files import ImageFiles, Packed
 
 
 _TABLES = """
-CREATE TABLE image (image_id INTEGER PRIMARY KEY, photo INTEGER, file_name TEXT, height INTEGER, width INTEGER);
+CREATE TABLE image (image_id INTEGER PRIMARY KEY, photo INTEGER, file_name TEXT, height INTEGER, width INTEGER,
+    source INTEGER);
 CREATE TABLE category (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE object (image_id INTEGER, object_id INTEGER, category, bbox TEXT, segmentation TEXT, crowd INTEGER,
-    UNIQUE (image_id, object_id));
+    source INTEGER, UNIQUE (image_id, object_id));
 CREATE TABLE expression (source INTEGER, split TEXT, image_id INTEGER, ref_id INTEGER, expression_id INTEGER,
     text TEXT, object_ids TEXT);
 CREATE TABLE row (split TEXT, number INTEGER, image_id INTEGER, PRIMARY KEY (split, number));
@@ -37,7 +38,8 @@ class Problem(NamedTuple):
 class RawIndex:
     """What converters fill, by image: pictures, objects and expressions; then `finish` numbers the rows of each split.
 
-    A joint set is filled from several sources, one after the other: `source` tells whose expressions are added.
+    A joint set is filled from several sources, one after the other: `source` tells whose turn it is. Of an image or
+    annotation that several of them describe, the first one's words count.
     """
 
     def __init__(self, path: Path):
@@ -53,7 +55,7 @@ class RawIndex:
         values = (image_id, image_id if photo is None else photo, file_name, height, width)
         if not all(type(value) is int for value in (image_id, height, width)) or min(height, width) < 1:
             raise ValueError(f"image {image_id!r} has height x width {height!r} x {width!r}")
-        self.db.execute("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, ?)", values)
+        self._insert("image", values, ("image_id",))
 
     def add_category(self, number: int, name: str) -> None:
         self.db.execute("INSERT OR IGNORE INTO category VALUES (?, ?)", (number, name))
@@ -62,11 +64,22 @@ class RawIndex:
         self, image_id: int, object_id: int, category: int | str, bbox: list, segmentation: Any, crowd: bool
     ) -> None:
         """category: the number of one that is added too, or its name."""
-        numbers = isinstance(bbox, list) and all(type(value) in (int, float) for value in bbox)
+        numbers = isinstance(bbox, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in bbox)
         if not numbers or len(bbox) != 4:
             raise ValueError(f"annotation {object_id} has bbox {bbox!r}, not [x, y, width, height]")
         values = (image_id, object_id, category, json.dumps(bbox), json.dumps(segmentation), int(crowd))
-        self.db.execute("INSERT OR IGNORE INTO object VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._insert("object", values, ("image_id", "object_id"))
+
+    def _insert(self, table: str, values: tuple, keys: tuple[str, ...]) -> None:
+        """Insert, unless it is there already; ValueError if the same source has described it in another way."""
+        marks = ", ".join("?" * (len(values) + 1))
+        if self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", (*values, self.source)).rowcount:
+            return
+        where = " AND ".join(f"{key} = ?" for key in keys)
+        known = self.db.execute(f"SELECT * FROM {table} WHERE {where}", values[: len(keys)]).fetchone()
+        if known != (*values, self.source) and known[-1] == self.source:
+            named = ", ".join(f"{key} {value}" for key, value in zip(keys, values))
+            raise ValueError(f"the annotations describe the {table} with {named} twice, and not alike")
 
     def find_object(self, image_id: int, category: str, segmentation: Any) -> int | None:
         """The id of an object of this image with just this category and segmentation."""
