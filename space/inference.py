@@ -1,7 +1,7 @@
 """Running models on a picture; probability maps are kept, so that a threshold can move without running a model."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from pictures import Picture
 from zoo import Entry, LoadedModel, Zoo, check_input_size
 
 
-SHOWN_QUERIES = 4  # of each expression, those that count most
+SHOWN_QUERIES = 5  # of each expression, those that count most
 QUERY_SIDE = 320  # pixels of the long side that their masks are kept at
 
 
@@ -28,6 +28,7 @@ class ModelMaps:
         queries: (N, K, h, w) float16 in [0, 1], the masks of the K queries that count most, most first, at
             `QUERY_SIDE`, where the architecture has such; else None.
         query_scores: (N, K) in [0, 1], how much each of them counts.
+        phrases: of each expression the part that `localization` is of, or None where it is of all of it.
     """
 
     entry: Entry
@@ -39,6 +40,7 @@ class ModelMaps:
     remarks: list[str]
     queries: np.ndarray | None = None
     query_scores: np.ndarray | None = None
+    phrases: list[str | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +72,7 @@ def run_model(
         outputs = loaded.model(**inputs)
         results = processor.post_process_referring_segmentation(outputs, sizes)
         seconds = time.perf_counter() - start
-        location = location_maps(outputs)
-        if location is not None:
-            location = to_half([maps[0] for maps in processor.post_process_maps(location, sizes)])
+        location = location_maps(outputs, processor, sizes)
         queries, query_scores = query_maps(outputs, processor, sizes)
     return ModelMaps(
         entry=entry,
@@ -84,17 +84,19 @@ def run_model(
         remarks=remarks(processor, expressions),
         queries=queries,
         query_scores=query_scores,
+        phrases=[processor.phrase(expression) for expression in expressions],
     )
 
 
-def location_maps(outputs) -> torch.Tensor | None:
-    """Where a model looked before it segmented, (N, 1, h, w) in [0, 1]: last prior, or rescaled cosines."""
+def location_maps(outputs, processor, sizes: list[tuple[int, int]]) -> np.ndarray | None:
+    """`localization` of `ModelMaps`: the last prior, or cosines rescaled from their least to their most."""
     if outputs.prior_logits is not None:
-        return outputs.prior_logits[:, -1:].float().sigmoid()
+        last = outputs.prior_logits[:, -1:].float().sigmoid()
+        return to_half([maps[0] for maps in processor.post_process_maps(last, sizes, outputs.input_size)])
     if outputs.heatmap is not None:
-        heatmap = outputs.heatmap[:, None].float()
-        low, high = heatmap.amin((2, 3), keepdim=True), heatmap.amax((2, 3), keepdim=True)
-        return (heatmap - low) / (high - low).clamp(min=1e-6)
+        heatmap = outputs.heatmap.float()
+        low, high = heatmap.amin((1, 2), keepdim=True), heatmap.amax((1, 2), keepdim=True)
+        return to_half(processor.post_process_heatmaps((heatmap - low) / (high - low).clamp(min=1e-6), sizes))
     return None
 
 

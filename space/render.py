@@ -115,9 +115,12 @@ def _figures(comparison: Comparison, maps: ModelMaps, view: str, threshold: floa
         return f"<p class='ris-empty'>{escape(maps.entry.architecture)} has no {what}.</p>"
     if view == "Queries":
         return _query_figures(comparison, maps)
+    texts = comparison.expressions
+    if view == "Location":
+        texts = [f"{text} · “{part}”" if part else text for text, part in zip(texts, maps.phrases, strict=True)]
     figures = [
         _figure(heatmap(image, value), f"{view} heatmap of {maps.entry.title} for: {text[:300]}", text, colour)
-        for value, text, colour in zip(values, comparison.expressions, COLOURS)
+        for value, text, colour in zip(values, texts, COLOURS)
     ]
     return _grid(figures)
 

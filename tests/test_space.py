@@ -251,15 +251,35 @@ def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypa
     maps = inference.run_model(entry, loaded, picture, expressions, torch.device("cpu"))
     with torch.inference_mode():
         outputs = model(**processor(picture.image, [expressions]))
-    assert maps.queries.shape == (2, 4, 30, 45) and maps.query_scores.shape == (2, 4)
-    best = outputs.query_scores.argsort(1, descending=True)[:, :4]
+    assert maps.queries.shape == (2, 5, 30, 45) and maps.query_scores.shape == (2, 5)
+    best = outputs.query_scores.argsort(1, descending=True)[:, :5]
     for n in range(2):
         np.testing.assert_allclose(maps.query_scores[n], outputs.query_scores[n, best[n]], atol=1e-5)
         wanted = processor.post_process_maps(outputs.query_logits[n : n + 1, best[n]].sigmoid(), [(30, 45)])[0]
         np.testing.assert_allclose(maps.queries[n], wanted, atol=1e-3)
     shown = render.card(inference.Comparison(picture, expressions, [maps]), maps, "Queries", 0.5)
-    assert shown.count("<img src='data:image/jpeg;base64,") == 8
+    assert shown.count("<img src='data:image/jpeg;base64,") == 10
     assert f">{maps.query_scores[0, 0]:.2f} · the &lt;red&gt; star<" in shown
+
+
+def test_clip_prior_is_shown_with_the_noun_phrase(tiny_trio):
+    """VATEX's heatmap lies over CLIP's view, the whole picture squashed, and its five queries are the model's all."""
+    model, processor = tiny_trio("vatex")
+    loaded = zoo_module.LoadedModel(model, processor, 0)
+    entry = zoo_module.Entry("vatex", "VATEX", "VATEX", Path(), None)
+    picture = pictures.Picture(Image.effect_noise((150, 60), 60).convert("RGB"), 150, 60, "noise.png")
+    expressions = ["the <red> star on the left", "far left"]
+    maps = inference.run_model(entry, loaded, picture, expressions, torch.device("cpu"))
+    with torch.inference_mode():
+        heatmap = model(**processor(picture.image, [expressions])).heatmap[:, None]
+    low, high = heatmap.amin((2, 3), keepdim=True), heatmap.amax((2, 3), keepdim=True)
+    wanted = torch.nn.functional.interpolate((heatmap - low) / (high - low), (60, 150), mode="bilinear")[:, 0]
+    np.testing.assert_allclose(maps.localization, wanted, atol=2e-3)
+    assert maps.phrases == ["red star", "far left"]
+    shown = render.card(inference.Comparison(picture, expressions, [maps]), maps, "Location", 0.5)
+    assert ">the &lt;red&gt; star on the left · “red star”<" in shown
+    assert "“red star”" not in render.card(inference.Comparison(picture, expressions, [maps]), maps, "Probability", 0.5)
+    assert maps.query_scores.shape == (2, 5) and (np.diff(maps.query_scores, axis=1) <= 0).all()
 
 
 def test_the_last_mask_prior_is_shown_as_location(tiny_trio):

@@ -327,6 +327,10 @@ class RisProcessor(ProcessorMixin):
             results.append({"mask": mask, "probability": probability, "score": score})
         return results
 
+    def phrase(self, expression: str) -> str | None:
+        """What of an expression the model's prior speaks of; None for architectures whose prior takes no such part."""
+        return None
+
     def post_process_heatmaps(self, heatmaps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """`RisOutput.heatmap` (N, h, w) to N tensors (H, W) at the original sizes, for architectures that have one."""
         raise NotImplementedError(f"{type(self).__name__}: its architecture has no heatmap.")
