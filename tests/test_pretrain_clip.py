@@ -96,12 +96,15 @@ def test_a_model_starts_from_the_pretrained_pair(tmp_path):
     assert all(0 <= told[name] <= 1 for name in ("retrieval_accuracy", "colour_accuracy", "category_accuracy"))
 
     file = tmp_path / "open_clip_model.safetensors"
-    start = ["initialize.weights=encoders", f"model.clip_config.pretrained={file}"]
+    start = [f"initialize.clip={file}"]
     words = ["processor.tokenizer=pretrained", f"processor.path={tmp_path}"]
     recipe = load_recipe(CRIS, [*TINY, *start, *words, "model.max_text_length=20"])
     model, processor = build_model(recipe, load_refscenes("refscenes", "train", 12, image_size=64))
     model.eval()
     state = load_file(file)
+    other = [*TINY, *start, "processor.tokenizer=wordpiece", "model.max_text_length=20", "data.size=3"]
+    with pytest.raises(ValueError, match="another vocabulary than the recipe"):
+        build_model(load_recipe(CRIS, other), load_refscenes("refscenes", "train", 3, image_size=64))
     assert torch.equal(model.vision_encoder.backbone.layer3[0].conv1.weight, state["visual.layer3.0.conv1.weight"])
 
     # open_clip's own reading of the folder, and the model's sentence: the same vector, whatever the padding

@@ -124,7 +124,7 @@ def build_model(recipe: Recipe, dataset: Dataset):
         processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
         _load_glove(model, processor, recipe.initialize)
         _load_vision_encoder(model, recipe.initialize)
-        _load_clip(model, recipe.initialize)
+        _load_clip(model, processor, recipe.initialize)
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor
@@ -159,7 +159,7 @@ def _load_vision_encoder(model: torch.nn.Module, recipe: InitializeRecipe) -> No
         raise ValueError(f"initialize.vision_encoder: {path} does not fit model.vision_config: {error}") from error
 
 
-def _load_clip(model: torch.nn.Module, recipe: InitializeRecipe) -> None:
+def _load_clip(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:
     if recipe.clip is None:
         return
     text = [module for module in model.modules() if isinstance(module, ClipTextEncoder)]
@@ -170,4 +170,11 @@ def _load_clip(model: torch.nn.Module, recipe: InitializeRecipe) -> None:
         raise ValueError(
             f"initialize.clip: there is no file {recipe.clip}: make it with train/pretrain_clip.py, or give null."
         )
+    folder = Path(recipe.clip).parent
+    if (folder / "tokenizer.json").is_file():  # as many words in another order would load, and mean other things
+        if AutoTokenizer.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
+            raise ValueError(
+                f"initialize.clip: {folder} has another vocabulary than the recipe; give "
+                f"processor.tokenizer=pretrained processor.path={folder}."
+            )
     load_clip_weights(ClipEncoderConfig(pretrained=recipe.clip), image[0] if image else None, text[0])

@@ -7,8 +7,8 @@ found among all objects of the batch by one of its captions, and the caption by 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
     python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
-The second recipe names the weights (`model.clip_config.pretrained`). Its tokenizer must number the words as the first's
-did: with other data it takes `processor.tokenizer=pretrained processor.path=outputs/clip-refscenes`.
+The second recipe names the weights (`initialize.clip`). Its tokenizer must number the words as the first's did: with
+other data it takes `processor.tokenizer=pretrained processor.path=outputs/clip-refscenes`.
 
 To see that it works, in seconds: --steps 20 --scenes 64 data.size=64. Of the recipe only model.clip_config, processor,
 data.image_size, data.validation_size, training.seed and the data whose words the tokenizer learns (data.name,
