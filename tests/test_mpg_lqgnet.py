@@ -136,7 +136,7 @@ def test_queries_of_the_right_stages_reach_the_generator(stages):
     state = full.state_dict()
     for name in [name for name in state if name.endswith(".prior.weight")]:  # (2, level x query x head)
         columns = state[name].view(2, 3, 4, 4)[:, :, [stage - 1 for stage in stages]]
-        state[name] = columns.flatten(1)[..., None, None]
+        state[name] = columns.flatten(1)
     own = model.state_dict()
     model.load_state_dict({name: state[name] for name in own})
     absent = {name.split(".")[1] for name in state.keys() - own.keys()}
@@ -171,7 +171,7 @@ def test_paper_configuration():
     assert sum(parts.values()) == pytest.approx(125.75e6, rel=0.01)
     assert sum(p.numel() for p in lavt.parameters()) - bert == pytest.approx(118.71e6, abs=5e3)
     layers = model.prior_generator.layers
-    assert len(layers) == 6 and all(layer.prior.in_channels == 96 for layer in layers)
+    assert len(layers) == 6 and all(layer.prior.weight.shape == (2, 96) for layer in layers)
     config = model.config
     assert (config.image_size, config.max_text_length, config.query_dim, config.prior_heads) == (448, 30, 256, 8)
     assert (config.prior_loss_weight, config.loss_weights) == (0.1, [1.0, 1.0])
@@ -381,7 +381,7 @@ def test_generator_is_equations_14_and_15():
                     part = slice(8 * head, 8 * head + 8)
                     score = torch.einsum("d,dhw->hw", query[part], key[part]) / math.sqrt(8)
                     channels.append(F.interpolate(score[None, None], (8, 8), mode="bilinear", align_corners=True)[0, 0])
-        prior = torch.einsum("kc,chw->khw", layer.prior.weight[..., 0, 0], torch.stack(channels))
+        prior = torch.einsum("kc,chw->khw", layer.prior.weight, torch.stack(channels))
         prior = prior + layer.prior.bias[:, None, None]
         prior = F.interpolate(prior[None], (16, 16), mode="bilinear", align_corners=True)
     assert priors.shape == (1, 2, 2, 16, 16) and len(channels) == 3 * 4 * 4

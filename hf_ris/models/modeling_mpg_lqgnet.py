@@ -207,7 +207,7 @@ class MaskPriorLayer(nn.Module):
         dim, self.heads = config.query_dim, config.prior_heads
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim)
-        self.prior = nn.Conv2d(3 * len(config.query_stages) * self.heads, 2, 1)
+        self.prior = nn.Linear(3 * len(config.query_stages) * self.heads, 2)
         self.refines = refines
         if refines:
             self.value = nn.Linear(dim, dim)
@@ -237,7 +237,7 @@ class MaskPriorLayer(nn.Module):
         """A (N, Q x heads, P) -> (N, 2, *sizes[0]): levels brought to the finest and weighed together."""
         parts = scores.split([height * width for height, width in sizes], -1)
         maps = [resize(part.unflatten(-1, size), sizes[0]) for part, size in zip(parts, sizes)]
-        return self.prior(torch.cat(maps, 1))
+        return self.prior(torch.cat(maps, 1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class LanguageQueryGuidedMaskPriorGenerator(nn.Module):
