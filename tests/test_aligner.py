@@ -84,7 +84,7 @@ def test_neck_is_equations_2_to_6(sizes, target, text):
 def generator_of(image_dim: int | None = 5) -> MultiQueryGenerator:
     torch.manual_seed(0)
     text_dim = 20 if image_dim else 7
-    return randomised(MultiQueryGenerator([3, 4, 5], 1, 8, 16, text_dim, 24, 3, image_dim))
+    return randomised(MultiQueryGenerator([3, 4, 5], 1, 8, 4, text_dim, 24, 3, image_dim))
 
 
 def test_queries_are_equations_7_to_10():
@@ -117,8 +117,9 @@ def test_without_the_global_vision_feature_words_enter_as_they_are():
 
 
 def test_another_image_size_is_refused():
-    with pytest.raises(ValueError, match="read 16 positions of an image of the config's image_size, but .* 8x8"):
-        generator_of().project(levels_of([3, 4, 5], [16, 8, 4]))
+    with pytest.raises(ValueError, match="read a map of 4x4, of images of the config's image_size; .* has 8x2"):
+        levels = [torch.randn(1, width, 4 * k, k, dtype=torch.float64) for width, k in ((3, 4), (4, 2), (5, 1))]
+        generator_of().project(levels)
 
 
 def test_two_by_two_case_by_hand():
@@ -267,5 +268,5 @@ def test_recipes_of_other_architectures_take_the_aligner_by_one_override(name):
 def test_aligner_in_lavt_fixes_the_image_size():
     model = host_of("lavt", "model.aligner=true").eval()
     words = torch.full((1, 4), 7)
-    with pytest.raises(ValueError, match="positions of an image of the config's image_size"):
+    with pytest.raises(ValueError, match="of images of the config's image_size"):
         model(torch.randn(1, 3, 64, 64), words, torch.ones_like(words))

@@ -257,7 +257,7 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="image_size must be a multiple of 16"):
         model_of(image_size=72)
     model, inputs = model_of(), batch()
-    with pytest.raises(ValueError, match="read 16 positions"):
+    with pytest.raises(ValueError, match="read a map of 4x4"):
         model(**inputs | {"pixel_values": torch.randn(2, 3, 96, 96)})
     with pytest.raises(ValueError, match="no pixel_mask"):
         model(**inputs, pixel_mask=torch.ones(2, 64, 64))

@@ -17,11 +17,11 @@ from .fusion_neck import FusionNeck
 class MultiQueryGenerator(nn.Module):
     """Queries F_q: words weighted by what the image holds (Eq. 6-10; the query generation module of VLT).
 
-    What the words do not touch is `project`; it fixes the number of positions, so the size of the input.
+    What the words do not touch is `project`; it reads each position of its map, so the size of the input is fixed.
 
     Args:
         channels, target, neck_dim: of the dense neck (Eq. 6), see `FusionNeck`.
-        positions: H_3 W_3, of the neck's map.
+        side: of the neck's map, H_3 = W_3.
         text_dim: of a word of F_t.
         dim: C, of a query.
         num_queries: N_q.
@@ -33,7 +33,7 @@ class MultiQueryGenerator(nn.Module):
         channels: list[int],
         target: int,
         neck_dim: int,
-        positions: int,
+        side: int,
         text_dim: int,
         dim: int,
         num_queries: int,
@@ -45,7 +45,8 @@ class MultiQueryGenerator(nn.Module):
         self.reduce = nn.Sequential(  # the three convolutions of Eq. 7
             ConvNormReLU(neck_dim, half, 3), ConvNormReLU(half, quarter, 3), ConvNormReLU(quarter, num_queries, 3)
         )
-        self.dense = nn.Linear(positions, dim)  # W_vd
+        self.side = side
+        self.dense = nn.Linear(side**2, dim)  # W_vd
         self.image = None if image_dim is None else nn.Linear(image_dim, dim)  # W_vg
         self.words = None if image_dim is None else nn.Linear(text_dim, dim)  # W_t
         text_dim = text_dim if image_dim is None else dim
@@ -59,10 +60,11 @@ class MultiQueryGenerator(nn.Module):
             ValueError: an image of another size than the model was made for.
         """
         dense = self.reduce(self.neck(self.neck.project(levels)))
-        if dense.shape[-2] * dense.shape[-1] != self.dense.in_features:
+        height, width = dense.shape[-2:]
+        if (height, width) != (self.side, self.side):
             raise ValueError(
-                f"The queries read {self.dense.in_features} positions of an image of the config's image_size, but this "
-                f"one has {dense.shape[-2]}x{dense.shape[-1]}."
+                f"The queries read a map of {self.side}x{self.side}, of images of the config's image_size; the map of "
+                f"these has {height}x{width}."
             )
         return F.relu(self.dense(dense.flatten(2)))
 

@@ -221,9 +221,9 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         self.projector = self.projector_class(config, joint)
         self.query_generator = None
         if config.aligner:
-            dim, positions = config.neck_dims[1], (config.image_size // 16) ** 2
+            dim, side = config.neck_dims[1], config.image_size // 16
             self.query_generator = MultiQueryGenerator(
-                [c3, c4, joint], 1, dim, positions, self.text_encoder.channels, dim, config.aligner_queries
+                [c3, c4, joint], 1, dim, side, self.text_encoder.channels, dim, config.aligner_queries
             )
         self.post_init()
 

@@ -114,14 +114,12 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
             word_dim = sentence_dim = config.text_config.hidden_size
             self.pooling = AttentionPooling(channels[-1], config.num_heads)
         target = stages.index(config.fusion_stage)
-        positions = map_side(config.image_size, self.vision_encoder.strides[target]) ** 2
+        side = map_side(config.image_size, self.vision_encoder.strides[target])
         self.project_words = nn.Linear(word_dim, dim)  # F_t
         self.project_sentence = nn.Linear(sentence_dim, dim) if config.use_language_global else None  # F_tg
         self.neck = FusionNeck(channels, target, dim, dim if config.use_language_global else None)
         image_dim = channels[-1] if config.use_vision_global else None
-        self.query_generator = MultiQueryGenerator(
-            channels, target, dim, positions, dim, dim, config.num_queries, image_dim
-        )
+        self.query_generator = MultiQueryGenerator(channels, target, dim, side, dim, dim, config.num_queries, image_dim)
         self.decoder = TransformerDecoder(config)
         self.upsampler = PixelUpsampler(dim, dim // 2)
         self.aligner = self.mask = None

@@ -143,10 +143,8 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
         self.decoder = LavtDecoder(widths, config.decoder_dim, classifier=not config.aligner)
         self.query_generator = self.aligner = None
         if config.aligner:
-            dim, positions = config.aligner_dim, map_side(config.image_size, self.vision_encoder.strides[2]) ** 2
-            self.query_generator = MultiQueryGenerator(
-                widths[1:], 1, dim, positions, text_dim, dim, config.aligner_queries
-            )
+            dim, side = config.aligner_dim, map_side(config.image_size, self.vision_encoder.strides[2])
+            self.query_generator = MultiQueryGenerator(widths[1:], 1, dim, side, text_dim, dim, config.aligner_queries)
             self.aligner = VisionLanguageAligner(dim, config.decoder_dim, heads=8)
         self.post_init()
 

@@ -126,7 +126,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         self.neck = FusionNeck(channels, target, config.fusion_dim, text_dim)
         self.project = nn.Conv2d(config.fusion_dim, dim, 1)
         self.query_generator = MultiQueryGenerator(
-            channels, target, config.fusion_dim, self.side**2, text_dim, dim, config.num_queries
+            channels, target, config.fusion_dim, self.side, text_dim, dim, config.num_queries
         )
         self.transformer = VltTransformer(config)
         self.query_balance = QueryBalanceModule(dim) if config.query_balance else None
