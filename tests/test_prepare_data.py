@@ -470,9 +470,11 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_a_large_set_is_killed_and_resumed(tmp_path):
-    """HF_RIS_RAW_IMAGES (default 20,000) images; states rate and peak memory, as the command prints them."""
-    images = int(os.environ.get("HF_RIS_RAW_IMAGES", "20000"))
-    write_raw_refcoco(tmp_path / "raw", images=images, size=480, workers=len(os.sched_getaffinity(0)))
+    """HF_RIS_RAW_IMAGES images (20,000) of HF_RIS_RAW_SIZE pixels (480); shows rate and peak memory, with pytest -s."""
+    images, size = (
+        int(os.environ.get(f"HF_RIS_RAW_{name}", most)) for name, most in (("IMAGES", 20000), ("SIZE", 480))
+    )
+    write_raw_refcoco(tmp_path / "raw", images=images, size=size, workers=len(os.sched_getaffinity(0)))
     command = [sys.executable, "train/prepare_data.py", "refcoco", "--raw", str(tmp_path / "raw"), "--skip-count-check"]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True)
     process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], cwd=ROOT)
