@@ -40,6 +40,7 @@ from hf_ris.models.losses import (
 from hf_ris.models.modeling_vatex import Prediction, attention_mask, repeat_edges
 from hf_ris.models.text_encoders import wordpiece_tokenizer
 from hf_ris.models.vision_encoders import build_vision_encoder
+from train.benchmark import flop_parts
 from train.optim import freeze, learning_rate_factor, parameter_groups
 from train.recipe import Rule, ScheduleRecipe, load_recipe
 
@@ -193,6 +194,12 @@ def test_other_backbones_of_the_paper(name):
         model = VatexForReferringSegmentation(VatexConfig(vision_config={"name": name, "arguments": None}))
         levels = model.eval().encode_image(torch.zeros(1, 3, 480, 480)).levels
     assert [tuple(level.shape) for level in levels] == [(1, 256, side, side) for side in (15, 30, 60, 120)]
+
+
+def test_cost_is_an_image_part_and_one_of_each_expression():
+    """`flop_parts` raises unless it is; CLIP's image tower is in the image part, its text tower in the other."""
+    parts = {prior: flop_parts(tiny_config(clip_prior=prior), 3, words=6) for prior in (True, False)}
+    assert all(parts[True][name] > parts[False][name] > 0 for name in ("image", "expression"))
 
 
 # --- padding -----------------------------------------------------------------------------------------------------

@@ -64,6 +64,13 @@ def random_inputs(config, expressions: int, device: torch.device, words: int) ->
         "attention_mask": torch.ones(expressions, words, dtype=torch.long),
         "image_index": torch.zeros(expressions, dtype=torch.long),
     }
+    for name, shape in config.further_inputs(1, expressions, words).items():
+        if name.endswith("_mask"):
+            inputs[name] = torch.ones(shape, dtype=torch.long)
+        elif name.endswith("_ids"):
+            inputs[name] = torch.randint(2, 50, shape, generator=generator)
+        else:
+            inputs[name] = torch.randn(shape, generator=generator)
     return {name: value.to(device) for name, value in inputs.items()}
 
 

@@ -128,3 +128,7 @@ class RisConfig(StrictConfig):
         for name in ("image_size", "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
+
+    def further_inputs(self, images: int, expressions: int, words: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that forward takes beside those of every architecture, by name (for measuring)."""
+        return {}

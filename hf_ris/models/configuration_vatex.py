@@ -129,5 +129,12 @@ class VatexConfig(RisConfig):
         patch = (self.vision_config.arguments or {}).get("patch_size", 4)
         return 8 * patch if self.vision_config.name.startswith("swin_") else 32
 
+    def further_inputs(self, images: int, expressions: int, words: int) -> dict[str, tuple[int, ...]]:
+        if not self.clip_prior:
+            return {}
+        prompts = (expressions, 80 if self.prior_prompt == "imagenet" else 1, words)
+        view = (images, 3, self.clip_image_size, self.clip_image_size)
+        return {"clip_pixel_values": view, "prompt_ids": prompts, "prompt_mask": prompts}
+
 
 VatexConfig.register_for_auto_class()
