@@ -196,6 +196,21 @@ def test_other_backbones_of_the_paper(name):
     assert [tuple(level.shape) for level in levels] == [(1, 256, side, side) for side in (15, 30, 60, 120)]
 
 
+def test_export_keeps_numbers_with_more_expressions_than_traced():
+    """torch.export without a pixel_mask, whose padding would decide what is run, with any number of expressions."""
+    model = model_of()
+    image, dimension = picture(32, 64), torch.export.Dim("expressions", max=64)
+    inputs = dict(processor_of(model)(image, TEXTS))
+    del inputs["pixel_mask"]
+    shapes = {name: {0: dimension} if len(value) == 3 else None for name, value in inputs.items()}
+    exported = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    more = {name: value[[0, 1, 2, 2, 0]] if len(value) == 3 else value for name, value in inputs.items()}
+    with torch.no_grad():
+        found, expected = exported(**more), model(**more)
+    for name in ("logits", "query_logits", "query_scores", "heatmap"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
 def test_cost_is_an_image_part_and_one_of_each_expression():
     """`flop_parts` raises unless it is; CLIP's image tower is in the image part, its text tower in the other."""
     parts = {prior: flop_parts(tiny_config(clip_prior=prior), 3, words=6) for prior in (True, False)}
