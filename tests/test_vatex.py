@@ -861,6 +861,17 @@ def test_lavt_reads_clips_words(tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in again.text_encoder.tower.state_dict().items())
 
 
+def test_lavts_recipe_takes_clips_text_encoder():
+    """By the overrides that the card names; BERT's layers that it does not train have no counterpart."""
+    overrides = ["model.text_encoder=clip", "processor.tokenizer=clip", "optimizer.rules.1.pattern=token_embedding"]
+    recipe = load_recipe(ROOT / "train/recipes/lavt/refcoco.yaml", overrides)
+    with torch.device("meta"):
+        model = LavtForReferringSegmentation(LavtConfig(**recipe.model))
+    freeze(model, recipe.optimizer)
+    frozen = {name for name, p in model.named_parameters() if name.startswith("text_encoder") and not p.requires_grad}
+    assert frozen == {"text_encoder.tower.token_embedding.weight", "text_encoder.tower.text_projection"}
+
+
 def test_lavt_is_bert_by_default():
     assert LavtConfig().text_encoder == "bert" and not LavtProcessor(tokenizer=tokenizer()).clip_text
 
