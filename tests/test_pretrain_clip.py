@@ -135,11 +135,12 @@ def test_one_clip_fits_cris_and_segvlm():
     cris = load_recipe(CRIS)
     same, phrases = (load_recipe(RECIPES / "segvlm" / f"{name}.yaml") for name in ("refscenes", "phrasescenes"))
     assert same.model["clip_config"] == phrases.model["clip_config"] == cris.model["clip_config"]
+    assert same.initialize == phrases.initialize == cris.initialize
     assert same.processor == cris.processor
     corpus = ("name", "split", "size", "image_size")
     assert all(getattr(same.data, field) == getattr(cris.data, field) for field in corpus)
     assert phrases.processor.tokenizer == "pretrained"
-    assert Path(phrases.processor.path) == Path(phrases.model["clip_config"]["pretrained"]).parent
+    assert Path(phrases.processor.path) == Path(phrases.initialize.clip).parent
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ TINY = [
 ]
 
 
+SCRATCH = [*TINY, "initialize.vision_encoder=null"]
+
+
 def test_targets_are_the_objects_at_each_position():
     scenes = load_refscenes("refscenes", "train", 4, image_size=64)
     names = sorted({thing["category"] for row in scenes for thing in row["objects"]})
@@ -65,7 +68,10 @@ def test_a_model_starts_from_the_pretrained_encoder(tmp_path):
     recipe = load_recipe(LAVT, [*TINY, f"initialize.vision_encoder={file}"])
     scenes = load_refscenes("refscenes", "train", 12, image_size=64)
     model, _ = build_model(recipe, scenes)
-    state, scratch = model.vision_encoder.state_dict(), build_model(load_recipe(LAVT, TINY), scenes)[0].vision_encoder
+    state, scratch = (
+        model.vision_encoder.state_dict(),
+        build_model(load_recipe(LAVT, SCRATCH), scenes)[0].vision_encoder,
+    )
     assert all(torch.equal(state[name], tensor) for name, tensor in load_file(file).items())
     assert not torch.equal(state["norms.0.weight"], scratch.state_dict()["norms.0.weight"])  # it was trained
 
