@@ -485,7 +485,7 @@ def test_decoder_is_equations_2_to_4(cmd):
 
 
 def test_words_keep_their_size_at_the_start():
-    """The output biases of 1: with 0, four products would have taken the words to a millionth."""
+    """The output biases of 1: with 0, four products would take the words below a hundredth."""
     model = model_of()
     inputs = batch(model, masks=False)
     with torch.no_grad():

@@ -24,7 +24,7 @@ Deviations and readings:
 - Eq. 2-4: level 1 is the coarsest. V_i goes through a 1x1 convolution to C; the dots are elementwise; no residual, no
   norm; the convolution is 3x3 and linear. 2-D sine positions are added to pixels as queries and keys.
 - The output biases of CMD's attentions start at 1, so that its products start near the identity. With 0, four products
-  in a row would start the words of level 4 at a millionth of their size (the sentence's cosine hides it).
+  in a row would start the words of level 4 at less than a hundredth of their size (the sentence's cosine hides it).
 - Without CMD, Eq. 3 reads f_w at every level, and MCC looks at f_w.
 - Eq. 6 has no temperature and no positive in the denominator; it can be negative. It counts all triplets of a batch;
   the collator draws one per image.
