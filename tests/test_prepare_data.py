@@ -254,7 +254,7 @@ def test_pictures_that_cannot_be_used_are_listed_and_mended(raw, tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         convert(raw, tmp_path / "out", images_per_shard=1)
-    listed = (tmp_path / "out.partial/work/problems.jsonl").read_text().splitlines()
+    listed = (tmp_path / "out.partial/progress/problems.jsonl").read_text().splitlines()
     assert [json.loads(line)["image_id"] for line in listed] == [1, 2, 3]
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="was not finished: run the same"):
@@ -403,7 +403,7 @@ def test_killed_half_way_and_started_again_it_ends_with_the_same_bytes(tmp_path,
     write_raw_refcoco(tmp_path / "raw", images=24, size=64)
     arguments = {"images_per_shard": 1, "workers": workers}
     convert(tmp_path / "raw", tmp_path / "whole", **arguments)
-    data, records = tmp_path / "out.partial/data", tmp_path / "out.partial/work/shards"
+    data, records = tmp_path / "out.partial/data", tmp_path / "out.partial/progress/shards"
     process = multiprocessing.get_context("fork").Process(
         target=convert, args=(tmp_path / "raw", tmp_path / "out"), kwargs=arguments
     )
@@ -479,7 +479,7 @@ def test_a_large_set_is_killed_and_resumed(tmp_path):
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True)
     process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], cwd=ROOT)
     half = len(list((tmp_path / "whole/data").iterdir())) // 2
-    while len(list((tmp_path / "out.partial/work/shards").glob("*.json"))) < half:
+    while len(list((tmp_path / "out.partial/progress/shards").glob("*.json"))) < half:
         assert process.poll() is None, "it ended too early to be killed"
         time.sleep(0.05)
     process.kill()

@@ -99,7 +99,7 @@ def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
         raise ValueError(f"{path} is a file: {_WANTED}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _pick(datasets.load_from_disk(path), split, path)
-    if (path / "work/plan.json").is_file():
+    if (path / "progress/plan.json").is_file():
         raise ValueError(f"{path} was not finished: run the same train/prepare_data.py command again, which goes on")
     shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     if shards:

@@ -125,7 +125,7 @@ def prepare(
     if out.exists():
         return _finished(out, plan)
     _begin(partial, plan)
-    work = partial / "work"
+    work = partial / "progress"
     if not (work / "index.sqlite").exists():
         _build_index(work, raw, options)
     facts = json.loads((work / "facts.json").read_text())
@@ -172,20 +172,20 @@ def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     report = json.loads(report.read_text(encoding="utf-8"))
     if report["plan"] != plan:
         raise ValueError(f"{out} holds a data set of other raw files or options: remove it, or give another --out")
-    shutil.rmtree(out / "work", ignore_errors=True)
+    shutil.rmtree(out / "progress", ignore_errors=True)
     return report
 
 
 def _begin(partial: Path, plan: dict[str, Any]) -> None:
     """Start `partial`, or find that it is of this same plan."""
-    path = partial / "work/plan.json"
+    path = partial / "progress/plan.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, json.dumps(plan, indent=2))
     elif json.loads(path.read_text()) != plan:
         raise ValueError(f"{partial} was begun with other raw files or options: remove it, or give another --out")
     (partial / "data").mkdir(exist_ok=True)
-    (partial / "work/shards").mkdir(exist_ok=True)
+    (partial / "progress/shards").mkdir(exist_ok=True)
     for left in partial.glob("data/*.tmp"):
         left.unlink()
 
@@ -197,7 +197,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _build_index(work: Path, raw: RawFiles, options: Options) -> None:
-    """`work/index.sqlite` with all annotations, and `work/facts.json` with what was counted on the way."""
+    """`progress/index.sqlite` with all annotations, and `progress/facts.json` with what was counted on the way."""
     temporary = work / "index.sqlite.tmp"
     index = RawIndex(temporary)
     counts, dropped = {}, {}
@@ -236,7 +236,7 @@ def _shards(partial: Path, sizes: dict[str, int], options: Options) -> Iterator[
         number = -(-size // step)
         for place in range(number):
             name = f"{split}-{place:05d}-of-{number:05d}"
-            file, record = partial / f"data/{name}.parquet", partial / f"work/shards/{name}.json"
+            file, record = partial / f"data/{name}.parquet", partial / f"progress/shards/{name}.json"
             yield _Shard(file, record, split, place * step, min((place + 1) * step, size), options.ground_truth)
 
 
@@ -432,7 +432,7 @@ def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[_Shard], s
 
 
 def _describe_problems(problems: list[dict[str, Any]], work: Path) -> str:
-    """One sentence, after writing them all to `work/problems.jsonl`."""
+    """One sentence, after writing them all to `progress/problems.jsonl`."""
     path = work / "problems.jsonl"
     _replace(path, "".join(f"{json.dumps(problem)}\n" for problem in problems))
     kinds: dict[str, int] = {}

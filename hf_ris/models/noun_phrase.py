@@ -29,17 +29,13 @@ _POSSESSIVE = re.compile(r"\s+'\s*s\b")
 _OCLOCK = re.compile(r"\bo(?: ?'\s?| )clock\b")
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_SKIPPED = _words(
+_SKIPPED = frozenset(
     "a an the this that these those some any all both each every another other others same such no not just only also "
     "my your his her its their our i you he she it we they me him them us there here what whatever find click look "
     "see pick select choose please sorry lol haha um ok okay yes number num whole entire very really so most more "
-    "less least quite almost mostly partially partly fully completely kind sort type"
+    "less least quite almost mostly partially partly fully completely kind sort type".split()
 )
-_PLACES = _words(
+_PLACES = frozenset(
     "left right lefter righter leftest rightest leftmost rightmost l r lft rt rgt lef rigth righ letf lefthand "
     "righthand leftie center centre centered central middle mid midle top bottom upper lower topmost bottommost "
     "uppermost lowermost front frontmost frontest back backmost rear far farther further farthest furthest furtherest "
@@ -47,11 +43,11 @@ _PLACES = _words(
     "way away up down forward forwards backward backwards sideways upright upside ahead alone together apart north "
     "south east west first second third fourth fifth sixth seventh eighth ninth tenth last next one-to-last oclock "
     "o'clock clock-wise pm am distance row column rightside leftside inside outside outermost innermost lowest "
-    "highest directly slightly barely closely front-most left-most right-most"
+    "highest directly slightly barely closely front-most left-most right-most".split()
 )
-_NUMBERS = _words("two three four five six seven eight nine ten eleven twelve dozen single")
+_NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve dozen single".split())
 # What ends a phrase once it has a noun: prepositions, conjunctions, relative words, verbs that no ending tells.
-_ENDS = _words(
+_ENDS = frozenset(
     "of in on at by with w w/ w/o wo without to from for near nearby behind beside besides under underneath beneath "
     "below above over into onto off out against across along around through between inbetween in-between among "
     "amongst toward towards next-to beyond past via like than as per about after before during upon within atop amid "
@@ -62,17 +58,17 @@ _ENDS = _words(
     "bends bent faces walks rides runs eats ate eaten drinks plays throws thrown hits swings touches reaches points "
     "smiles watches reads kneels sleeps sleeping made make makes seen taken takes took given written cut cutoff "
     "hidden broken stuck lit built kept set put hung closest seated dressed parked almost aside maybe probably "
-    "with-in partialy visible shirtless barefoot yet still too again already also where's that's who's it's"
+    "with-in partialy visible shirtless barefoot yet still too again already also where's that's who's it's".split()
 )
-_NOUNS_TOO = _words("male female adult blond blonde brunette orange")
+_NOUNS_TOO = frozenset("male female adult blond blonde brunette orange".split())
 # Before the first noun, these say where the thing is and not what: "by the wall", "looking at us", "holding a bat".
-_RELATIONS = _words(
+_RELATIONS = frozenset(
     "on at by near behind beside besides under underneath beneath below above over against across along around "
     "between inbetween toward towards to looking facing touching holding carrying riding eating drinking using "
     "watching reading wearing cutting throwing hitting pulling pushing feeding having getting taking making playing "
-    "hugging kissing"
+    "hugging kissing".split()
 )
-_ADJECTIVES = _words(
+_ADJECTIVES = frozenset(
     "red blue green yellow white black brown gray grey pink purple orange tan beige teal maroon navy gold golden "
     "silver violet turquoise khaki blond blonde brunette blk wht blu purp grn dark darker darkest light lighter "
     "lightest bright pale reddish bluish greenish yellowish brownish colorful big bigger biggest small smaller "
@@ -85,40 +81,43 @@ _ADJECTIVES = _words(
     "double multi multicolored multi-colored light-colored dark-colored skinnier fatter obvious "
     "visible high low deep polka greenest reddest whitest blackest brownest roundest curliest fluffiest leafy bumpy "
     "spotty sweaty fuzzier grassy sandy rusty muddy snowy wavy lacy stripy stripey chubby hairy scruffy slim "
-    "bright-colored brighter brightest"
+    "bright-colored brighter brightest".split()
 )
-_PEOPLE = _words(
+_PEOPLE = frozenset(
     "man woman men women guy guys dude dudes girl girls boy boys lady ladies person persons people kid kids child gal "
     "chick gentleman adult male female player batter catcher umpire ump pitcher skier skiier snowboarder skateboarder "
     "skater surfer rider biker cyclist bicyclist driver chef cook officer cop policeman fireman worker waiter "
     "waitress bride groom mom mother dad father grandma grandpa son daughter brother sister teenager teen toddler "
-    "spectator fan referee ref coach student soldier businessman hitter runner swimmer baker someone somebody anyone"
+    "spectator fan referee ref coach student soldier businessman hitter runner swimmer baker someone somebody "
+    "anyone".split()
 )
-_OWNERS = _words("mans womans guys girls boys ladys kids persons mens womens babys childs catchers batters players")
+_OWNERS = frozenset(
+    "mans womans guys girls boys ladys kids persons mens womens babys childs catchers batters players".split()
+)
 # Ending like a verb without being one.
-_NOUNS_IN_ING = _words(
+_NOUNS_IN_ING = frozenset(
     "thing something anything nothing everything building painting drawing wedding ring earring king string wing "
     "clothing ceiling awning icing frosting stuffing topping pudding dressing lighting railing landing sling swing "
     "spring bling viking evening morning living dining parking serving shopping frying cooking rolling washing baking "
     "rocking folding mixing fishing sewing chopping racing boxing filling siding wrapping packaging crossing covering "
-    "bedding herring duckling dumpling seasoning opening marking being toping lining stocking sibling outing"
+    "bedding herring duckling dumpling seasoning opening marking being toping lining stocking sibling outing".split()
 )
-_NOUNS_IN_ED = _words("bed beds sled shed seed weed reed speed moped tweed steed bedspread")
+_NOUNS_IN_ED = frozenset("bed beds sled shed seed weed reed speed moped tweed steed bedspread".split())
 # "of" after these leads on to what is meant: the back of the chair, one of the dogs; the rest stop at "of" or, being
 # measures, keep what follows: slice of pizza.
-_PARTS = _words(
+_PARTS = frozenset(
     "part parts half portion section end edge corner side top bottom back front rear middle center centre rest tip "
     "picture photo pic image view one ones all most both some other left right either any each two three "
     "four couple lot lots kind type sort closest nearest biggest smallest largest tallest darker lighter "
-    "larger smaller bigger taller shorter"
+    "larger smaller bigger taller shorter".split()
 )
-_MEASURES = _words(
+_MEASURES = frozenset(
     "piece pieces slice slices bunch bunches bowl bowls cup cups glass glasses plate plates bottle bottles pair group "
     "herd stack pile row basket box can jar pot pan mug slab chunk chunks bit bite loaf carton bag bags pitcher tray "
     "dish pack package stalk stem head heads floret florets clump bouquet vase container set flock team crowd line "
-    "scoop spoonful ball balls roll sheet block wedge serving order tub pint crate case side-dish batch cluster"
+    "scoop spoonful ball balls roll sheet block wedge serving order tub pint crate case side-dish batch cluster".split()
 )
-_KEPT_AFTER_PERSON = _PEOPLE | _words("scout model rider cub")
+_KEPT_AFTER_PERSON = _PEOPLE | frozenset("scout model rider cub".split())
 
 
 def noun_phrase(text: str, method: Literal["auto", "spacy", "rules"] = "auto") -> str:

@@ -332,8 +332,12 @@ class RisProcessor(ProcessorMixin):
         return None
 
     def post_process_heatmaps(self, heatmaps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """`RisOutput.heatmap` (N, h, w) to N tensors (H, W) at the original sizes, for architectures that have one."""
-        raise NotImplementedError(f"{type(self).__name__}: its architecture has no heatmap.")
+        """`RisOutput.heatmap` (N, h, w) to N tensors (H, W) at the original sizes.
+
+        Raises:
+            ValueError: an architecture that has no heatmap; one that has overrides this.
+        """
+        raise ValueError(f"{type(self).__name__} has no heatmaps to draw: its architecture gives none.")
 
     def post_process_maps(
         self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
