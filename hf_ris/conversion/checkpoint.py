@@ -4,6 +4,7 @@ import argparse
 import pickle
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -94,6 +95,50 @@ def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -
     if problems:
         raise ConversionError(f"The checkpoint does not fit the model: {'; '.join(problems)}.")
     return state, sorted(source.keys() - set(names.values()))
+
+
+class Shapes:
+    """What a foreign state dict, said to be of `architecture`, tells of its model's sizes."""
+
+    def __init__(self, state: dict[str, Tensor], architecture: str):
+        self.state, self.architecture = state, architecture
+
+    def of(self, key: str) -> torch.Size:
+        """Raises ConversionError for a key that every checkpoint of the architecture has and this one lacks."""
+        if key not in self.state:
+            raise ConversionError(f"The checkpoint does not look like {self.architecture}: it lacks {key}.")
+        return self.state[key].shape
+
+    def count(self, pattern: str) -> int:
+        """How many values the first group of a regular expression takes over the keys that begin with it."""
+        return len({match[1] for match in map(re.compile(pattern).match, self.state) if match})
+
+
+def save_converted(
+    state: dict[str, Tensor],
+    config,
+    model_class: type,
+    foreign_name: Callable[[str], str],
+    make_processor: Callable,
+    out_dir: str | Path,
+) -> list[str]:
+    """Write model and processor made of a foreign state dict; returns its keys that have no place in the model.
+
+    Args:
+        foreign_name: of a key of our state dict.
+        make_processor: called, without arguments, once the weights are known to fit.
+
+    Raises:
+        ConversionError: whatever does not fit; nothing is written then.
+    """
+    with torch.device("meta"):
+        skeleton = model_class(config)
+    ours, unplaced = gather(state, {key: foreign_name(key) for key in skeleton.state_dict()}, skeleton)
+    processor = make_processor()
+    model = model_class.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
+    model.save_pretrained(out_dir)
+    processor.save_pretrained(out_dir)
+    return unplaced
 
 
 def _few(items: list[str], shown: int = 8) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -21,7 +20,7 @@ from ..models.clip_tokenizer import clip_tokenizer
 from ..models.configuration_cris import CrisConfig
 from ..models.modeling_cris import CrisForReferringSegmentation
 from ..models.processing_cris import CrisProcessor
-from .checkpoint import ConversionError, gather, merged, read_checkpoint, tensors_of
+from .checkpoint import ConversionError, Shapes, merged, read_checkpoint, save_converted, tensors_of
 
 
 # Left out knowingly: CLIP's temperature, which nothing reads.
@@ -97,29 +96,22 @@ def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
         ConversionError: a state dict that is not CRIS's.
     """
 
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise ConversionError(f"The checkpoint does not look like CRIS: it lacks {key}.")
-        return state[key].shape
-
-    def count(pattern: str) -> int:
-        return len({match[1] for match in map(re.compile(pattern).match, state) if match})
-
-    layers = [count(rf"backbone\.visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    shapes = Shapes(state, "CRIS")
+    layers = [shapes.count(rf"backbone\.visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     name = "RN50-quickgelu" if layers == [3, 4, 6, 3] else "RN101-quickgelu"
-    vocab_size, text_width = shape("backbone.token_embedding.weight")
+    vocab_size, text_width = shapes.of("backbone.token_embedding.weight")
     found = {
-        "embed_dim": shape("backbone.text_projection")[1],
+        "embed_dim": shapes.of("backbone.text_projection")[1],
         "vision_cfg": {
             "layers": layers,
-            "width": shape("backbone.visual.conv3.weight")[0],
-            "image_size": 32 * math.isqrt(shape("backbone.visual.attnpool.positional_embedding")[0] - 1),
+            "width": shapes.of("backbone.visual.conv3.weight")[0],
+            "image_size": 32 * math.isqrt(shapes.of("backbone.visual.attnpool.positional_embedding")[0] - 1),
         },
         "text_cfg": {
-            "context_length": shape("backbone.positional_embedding")[0],
+            "context_length": shapes.of("backbone.positional_embedding")[0],
             "width": text_width,
             "heads": max(1, text_width // 64),
-            "layers": count(r"backbone\.transformer\.resblocks\.(\d+)\."),
+            "layers": shapes.count(r"backbone\.transformer\.resblocks\.(\d+)\."),
         },
     }
     settings = open_clip.get_model_config(name)
@@ -129,15 +121,15 @@ def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
             value = {field: size for field, size in value.items() if size != settings[key][field]}
         if value and value != settings[key]:
             arguments[key] = value
-    decoder_layers = count(r"decoder\.layers\.(\d+)\.")
+    decoder_layers = shapes.count(r"decoder\.layers\.(\d+)\.")
     fields = {
         "clip_config": {"name": name, "vocab_size": vocab_size, "arguments": arguments or None},
-        "neck_dims": [shape(f"neck.f{level}_v_proj.0.weight")[0] for level in (3, 2, 1)],
+        "neck_dims": [shapes.of(f"neck.f{level}_v_proj.0.weight")[0] for level in (3, 2, 1)],
         "decoder_layers": decoder_layers,
         "masked_token_id": 0,
     }
     if decoder_layers:
-        fields["decoder_ffn_dim"] = shape("decoder.layers.0.ffn.0.weight")[0]
+        fields["decoder_ffn_dim"] = shapes.of("decoder.layers.0.ffn.0.weight")[0]
     return fields
 
 
@@ -195,11 +187,11 @@ def convert(
     """
     state = official_state(read_checkpoint(checkpoint))
     config = build_config(state, overrides)
-    tokenizer = read_tokenizer(vocabulary, config)
-    with torch.device("meta"):
-        skeleton = CrisForReferringSegmentation(config)
-    ours, unplaced = gather(state, {key: official_name(key) for key in skeleton.state_dict()}, skeleton)
-    model = CrisForReferringSegmentation.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
-    model.save_pretrained(out_dir)
-    CrisProcessor.from_config(config, tokenizer).save_pretrained(out_dir)
-    return unplaced
+    return save_converted(
+        state,
+        config,
+        CrisForReferringSegmentation,
+        official_name,
+        lambda: CrisProcessor.from_config(config, read_tokenizer(vocabulary, config)),
+        out_dir,
+    )

@@ -12,14 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import BertConfig, BertTokenizer
 
 from ..models.configuration_lavt import LavtConfig
 from ..models.modeling_lavt import LavtForReferringSegmentation
 from ..models.processing_lavt import LavtProcessor
-from .checkpoint import ConversionError, gather, merged, read_checkpoint, tensors_of
+from .checkpoint import ConversionError, Shapes, merged, read_checkpoint, save_converted, tensors_of
 
 
 # Left out knowingly: index tables that the model computes, and BERT's pooler, which nothing reads.
@@ -81,39 +80,32 @@ def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
         ConversionError: a state dict that is not LAVT's.
     """
 
-    def shape(key: str) -> torch.Size:
-        if key not in state:
-            raise ConversionError(f"The checkpoint does not look like LAVT: it lacks {key}.")
-        return state[key].shape
-
-    def count(pattern: str) -> int:
-        return len({match[1] for match in map(re.compile(pattern).match, state) if match})
-
+    shapes = Shapes(state, "LAVT")
     table = "backbone.layers.{}.blocks.0.attn.relative_position_bias_table"
-    width = shape("backbone.patch_embed.proj.weight")[0]
+    width = shapes.of("backbone.patch_embed.proj.weight")[0]
     swin = {
         "embed_dim": width,
-        "depths": [count(rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)],
-        "num_heads": [shape(table.format(i))[1] for i in range(4)],
-        "mlp_ratio": shape("backbone.layers.0.blocks.0.mlp.fc1.weight")[0] / width,
+        "depths": [shapes.count(rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)],
+        "num_heads": [shapes.of(table.format(i))[1] for i in range(4)],
+        "mlp_ratio": shapes.of("backbone.layers.0.blocks.0.mlp.fc1.weight")[0] / width,
     }
     arguments = {
-        "window_size": (math.isqrt(shape(table.format(0))[0]) + 1) // 2,
+        "window_size": (math.isqrt(shapes.of(table.format(0))[0]) + 1) // 2,
         "drop_path_rate": 0.3,
         **{name: value for name, value in swin.items() if value != _SWIN_B[name]},
     }
-    words, hidden = shape("text_encoder.embeddings.word_embeddings.weight")
+    words, hidden = shapes.of("text_encoder.embeddings.word_embeddings.weight")
     text = {
         "vocab_size": words,
         "hidden_size": hidden,
-        "num_hidden_layers": count(r"text_encoder\.encoder\.layer\.(\d+)\."),
+        "num_hidden_layers": shapes.count(r"text_encoder\.encoder\.layer\.(\d+)\."),
         "num_attention_heads": max(1, hidden // 64),
-        "intermediate_size": shape("text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
-        "max_position_embeddings": shape("text_encoder.embeddings.position_embeddings.weight")[0],
-        "type_vocab_size": shape("text_encoder.embeddings.token_type_embeddings.weight")[0],
+        "intermediate_size": shapes.of("text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": shapes.of("text_encoder.embeddings.position_embeddings.weight")[0],
+        "type_vocab_size": shapes.of("text_encoder.embeddings.token_type_embeddings.weight")[0],
     }
     vision = {"name": "swin_base_patch4_window12_384", "pretrained_tag": "ms_in22k", "arguments": arguments}
-    return {"vision_config": vision, "text_config": text, "decoder_dim": shape("classifier.conv1_4.weight")[0]}
+    return {"vision_config": vision, "text_config": text, "decoder_dim": shapes.of("classifier.conv1_4.weight")[0]}
 
 
 def build_config(state: dict[str, Tensor], overrides: dict[str, Any] | None = None) -> LavtConfig:
@@ -180,11 +172,11 @@ def convert(
     """
     state = official_state(read_checkpoint(checkpoint))
     config = build_config(state, overrides)
-    with torch.device("meta"):
-        skeleton = LavtForReferringSegmentation(config)
-    ours, unplaced = gather(state, {key: official_name(key) for key in skeleton.state_dict()}, skeleton)
-    tokenizer = read_tokenizer(vocabulary, config)
-    model = LavtForReferringSegmentation.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
-    model.save_pretrained(out_dir)
-    LavtProcessor.from_config(config, tokenizer).save_pretrained(out_dir)
-    return unplaced
+    return save_converted(
+        state,
+        config,
+        LavtForReferringSegmentation,
+        official_name,
+        lambda: LavtProcessor.from_config(config, read_tokenizer(vocabulary, config)),
+        out_dir,
+    )

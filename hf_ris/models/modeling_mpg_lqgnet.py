@@ -48,19 +48,13 @@ from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
 from .losses import resize_labels, weighted_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import coordinates_like, sine_positions
-from .text_encoders import load_bert
+from .text_encoders import load_bert, mean_of_words
 from .vision_encoders import build_vision_encoder
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, *size), bilinear."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-def mean_of_words(words: Tensor, attention_mask: Tensor) -> Tensor:
-    """(N, L, D) and its 0/1 mask (N, L) -> (N, D), padding left out."""
-    mask = attention_mask.to(words.dtype)[..., None]
-    return (words * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class BidirectionalSpatialAlignment(nn.Module):

@@ -44,7 +44,7 @@ from .fusion_neck import FusionNeck
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import sine_positions
-from .text_encoders import BiGru, load_bert
+from .text_encoders import BiGru, load_bert, mean_of_words
 from .vision_encoders import build_vision_encoder
 
 
@@ -161,8 +161,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         if self.config.text_encoder == "gru":
             return self.text_encoder(input_ids, attention_mask)
         words = self.text_encoder(input_ids, attention_mask, use_cache=False).last_hidden_state
-        mask = attention_mask.to(words.dtype)[..., None]
-        return words, (words * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return words, mean_of_words(words, attention_mask)
 
     def forward(
         self,

@@ -122,7 +122,7 @@ class BiGru(nn.Module):
         backward = backward.gather(1, reverse.expand(-1, -1, backward.shape[-1]))
         states = torch.cat([forward, backward], -1) if self.combine == "concat" else forward + backward
         states = states * mask
-        return states, states.sum(1) / mask.sum(1).clamp(min=1)
+        return states, mean_of_words(states, attention_mask)
 
     def load_glove(self, path: str | Path, tokenizer: PreTrainedTokenizerFast) -> int:
         """Copy GloVe vectors into the rows of the tokenizer's words; returns how many words were found."""
@@ -144,3 +144,9 @@ def reversed_positions(attention_mask: Tensor) -> Tensor:
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)[None]
     lengths = attention_mask.long().sum(1, keepdim=True)
     return torch.where(positions < lengths, lengths - 1 - positions, positions)
+
+
+def mean_of_words(words: Tensor, attention_mask: Tensor) -> Tensor:
+    """(N, L, D) and its 0/1 mask (N, L) -> (N, D), padding left out."""
+    mask = attention_mask.to(words.dtype)[..., None]
+    return (words * mask).sum(1) / mask.sum(1).clamp(min=1)
