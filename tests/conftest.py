@@ -50,3 +50,21 @@ def tiny_trio():
     """`tiny_trio(name)` -> (model, processor), one for all tests that leave it as it is; `fresh=True` is one's own."""
     shared = cache(build_tiny)
     return lambda name, fresh=False: build_tiny(name) if fresh else shared(name)
+
+
+def assert_exports(model, inputs, vocabulary: int, *outputs: str, rtol: float = 0) -> None:
+    """torch.export with any number of images, expressions and words: the program gives the model's numbers."""
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"pixel_values": {0: free}, "image_index": {0: free}}
+    shapes |= {name: {0: free, 1: free} for name in ("input_ids", "attention_mask")}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
+    other = {
+        "pixel_values": torch.randn(3, 3, 64, 64),
+        "input_ids": torch.randint(5, vocabulary, (4, 9)),
+        "attention_mask": torch.ones(4, 9, dtype=torch.long),
+        "image_index": torch.tensor([0, 1, 2, 2]),
+    }
+    with torch.no_grad():
+        result, expected = program(**other), model(**other)
+    for name in outputs:
+        torch.testing.assert_close(result[name], expected[name], atol=1e-5, rtol=rtol)

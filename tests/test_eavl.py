@@ -4,7 +4,7 @@ in test_aligner.py, the contract that all architectures share in test_models.py.
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, fill_by_formula, formula
+from conftest import ROOT, assert_exports, fill_by_formula, formula
 from open_clip import OPENAI_DATASET_MEAN
 
 from hf_ris import EavlConfig, EavlForReferringSegmentation, EavlProcessor
@@ -212,19 +212,7 @@ def test_paper_configuration():
 
 
 def test_torch_export_with_free_batch_sizes():
-    model, inputs = model_of(), batch()
-    free = torch.export.Dim.DYNAMIC
-    shapes = {"pixel_values": {0: free}, "image_index": {0: free}}
-    shapes |= {name: {0: free, 1: free} for name in ("input_ids", "attention_mask")}
-    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
-    other = {
-        "pixel_values": torch.randn(3, 3, 64, 64),
-        "input_ids": torch.randint(5, 60, (4, 9)),
-        "attention_mask": torch.ones(4, 9, dtype=torch.long),
-        "image_index": torch.tensor([0, 1, 2, 2]),
-    }
-    with torch.no_grad():
-        torch.testing.assert_close(program(**other).query_logits, model(**other).query_logits, atol=1e-5, rtol=1e-4)
+    assert_exports(model_of(), batch(), 60, "query_logits", rtol=1e-4)
 
 
 def test_processor_follows_the_encoders():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import fill_by_formula, formula
+from conftest import assert_exports, fill_by_formula, formula
 from golden import SHARED, golden
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -294,19 +294,7 @@ def test_numerics_are_frozen():
 
 
 def test_torch_export_with_free_batch_sizes():
-    model, inputs = tiny_model(), tiny_inputs()
-    free = torch.export.Dim.DYNAMIC
-    shapes = {"pixel_values": {0: free}, "image_index": {0: free}}
-    shapes |= {name: {0: free, 1: free} for name in ("input_ids", "attention_mask")}
-    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
-    other = {
-        "pixel_values": torch.randn(3, 3, 64, 64),
-        "input_ids": torch.randint(5, 100, (4, 9)),
-        "attention_mask": torch.ones(4, 9, dtype=torch.long),
-        "image_index": torch.tensor([0, 1, 2, 2]),
-    }
-    with torch.no_grad():
-        torch.testing.assert_close(program(**other).logits, model(**other).logits, atol=1e-5, rtol=0)
+    assert_exports(tiny_model(), tiny_inputs(), 100, "logits")
 
 
 # --- processor, public weights, refusals -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_exports, formula
 from torch.nn import functional as F
 
 from hf_ris import (
@@ -465,12 +466,6 @@ FROZEN_PRIORS = [
 ]
 
 
-def formula(count: int, seed: int) -> torch.Tensor:
-    """`count` scattered numbers of unit variance, the same everywhere."""
-    n = torch.arange(count, dtype=torch.float64)
-    return (((n * n + n) * 0.6180339887498949 + 0.3819660112501051 * seed).frac() - 0.5) * math.sqrt(12)
-
-
 def test_numerics_are_frozen():
     """The logits of weights that are a formula; a change of any convention moves them."""
     model = tiny_model().double()
@@ -487,21 +482,7 @@ def test_numerics_are_frozen():
 
 
 def test_torch_export_with_free_batch_sizes():
-    model, inputs = tiny_model(), tiny_inputs()
-    free = torch.export.Dim.DYNAMIC
-    shapes = {"pixel_values": {0: free}, "image_index": {0: free}}
-    shapes |= {name: {0: free, 1: free} for name in ("input_ids", "attention_mask")}
-    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes).module()
-    other = {
-        "pixel_values": torch.randn(3, 3, 64, 64),
-        "input_ids": torch.randint(5, 100, (4, 9)),
-        "attention_mask": torch.ones(4, 9, dtype=torch.long),
-        "image_index": torch.tensor([0, 1, 2, 2]),
-    }
-    with torch.no_grad():
-        result, expected = program(**other), model(**other)
-    torch.testing.assert_close(result.logits, expected.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(result.prior_logits, expected.prior_logits, atol=1e-5, rtol=0)
+    assert_exports(tiny_model(), tiny_inputs(), 100, "logits", "prior_logits")
 
 
 # --- processor and refusals ------------------------------------------------------------------------------------------
