@@ -60,25 +60,32 @@ class ObjectRows(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        epoch, index = key
-        row = self.dataset[index]
+        row = self.dataset[key[1]]
         pixels = self.image_processor(row["image"], return_tensors="pt")["pixel_values"][0]
-        height, width = row["height"], row["width"]
-        y = (np.arange(self.side) * 2 + 1) * height // (2 * self.side)
-        x = (np.arange(self.side) * 2 + 1) * width // (2 * self.side)
-        categories = np.zeros((self.side, self.side), np.int64)
-        boxes = np.zeros((4, self.side, self.side), np.float32)
-        for thing in row["objects"]:
-            inside = decode_mask(thing["mask"])[np.ix_(y, x)]
-            left, top, box_width, box_height = thing["bbox"]
-            categories[inside] = self.number[thing["category"]]
-            box = left / width, top / height, (left + box_width) / width, (top + box_height) / height
-            boxes[:, inside] = np.array(box, np.float32)[:, None]
-        target = torch.from_numpy(categories), torch.from_numpy(boxes)
-        if self.augment and seed_of(self.seed, epoch, index) % 2:
-            pixels, categories, boxes = pixels.flip(-1), target[0].flip(-1), target[1].flip(-1)
-            return pixels, categories, torch.stack([1 - boxes[2], boxes[1], 1 - boxes[0], boxes[3]])
-        return pixels, *target
+        things = self.things(row, key)
+        categories = np.zeros(things.shape, np.int64)
+        boxes = np.zeros((4, *things.shape), np.float32)
+        for index, thing in enumerate(row["objects"]):
+            left, top, width, height = thing["bbox"]
+            x0, x1 = left / row["width"], (left + width) / row["width"]
+            y0, y1 = top / row["height"], (top + height) / row["height"]
+            box = (1 - x1, y0, 1 - x0, y1) if self.mirrored(key) else (x0, y0, x1, y1)
+            categories[things == index] = self.number[thing["category"]]
+            boxes[:, things == index] = np.array(box, np.float32)[:, None]
+        pixels = pixels.flip(-1) if self.mirrored(key) else pixels
+        return pixels, torch.from_numpy(categories), torch.from_numpy(boxes)
+
+    def mirrored(self, key: tuple[int, int]) -> bool:
+        return self.augment and bool(seed_of(self.seed, *key) % 2)
+
+    def things(self, row: dict[str, Any], key: tuple[int, int]) -> np.ndarray:
+        """(S/4, S/4): the index of the object that lies at each position, -1 where none does; mirrored as the key says."""
+        y = (np.arange(self.side) * 2 + 1) * row["height"] // (2 * self.side)
+        x = (np.arange(self.side) * 2 + 1) * row["width"] // (2 * self.side)
+        things = np.full((self.side, self.side), -1)
+        for index, thing in enumerate(row["objects"]):
+            things[decode_mask(thing["mask"])[np.ix_(y, x)]] = index
+        return things[:, ::-1] if self.mirrored(key) else things
 
 
 class DenseHeads(nn.Module):

@@ -1,0 +1,224 @@
+"""Second half of a tiny CLIP's pretraining: from crops to whole scenes.
+
+`pretrain_clip.py` shows the image tower one object at a time. The models read its map of a whole scene, so here each
+object's vector is the mean of that map over the object, and is to be found among all objects of the batch by one of
+its captions. A ResNet's three levels also say which category lies at each position and where its box is, as in
+`pretrain_vision.py`. Both losses are summed. Made for two CPU cores:
+
+    python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
+    python train/pretrain_regions.py --recipe train/recipes/cris/refscenes.yaml --clip outputs/clip-crops \\
+        --out outputs/clip-refscenes
+    python train/train.py --recipe train/recipes/cris/refscenes.yaml
+
+To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, model.image_size
+(model.clip_image_size, where there is one), data.image_size, data.validation_size and training.seed matter. The folder
+is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments, versions, hardware,
+seconds, how often an object of the validation split finds its "a red cup" among all pairs of colour and category, and
+under `after` the first half's facts).
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+
+if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from hf_ris.data.refscenes import CATEGORIES
+from hf_ris.data.refscenes_text import COLOUR_WORDS
+from hf_ris.models.clip_encoders import ClipResNet, build_clip_image_encoder
+from hf_ris.models.processing_ris import RisImageProcessor
+from train.build import build_config, load_split
+from train.order import StepBatches, seed_of
+from train.pretrain_clip import CAPTIONS, TinyClip, looks, prompt
+from train.pretrain_vision import DenseHeads, ObjectRows, dense_loss, facts
+from train.recipe import load_recipe
+
+
+class SceneRegions(ObjectRows):
+    """Scenes by key (epoch, index): `ObjectRows`' item, regions (K, S/4, S/4) of the described objects in [0, 1],
+    K captions and K (colour, category). Training draws the captions, by the key; validation takes the first.
+    """
+
+    def __init__(self, dataset: Dataset, image_processor: RisImageProcessor, seed: int, augment: bool):
+        super().__init__(dataset, list(CATEGORIES), image_processor.image_size, seed, augment)
+        self.image_processor = image_processor
+
+    def __getitem__(self, key: tuple[int, int]):
+        row = self.dataset[key[1]]
+        things = self.things(row, key)
+        regions, captions, truths = [], [], []
+        for position, (colour, texts) in looks(row).items():
+            inside = things == position
+            if inside.any():  # not wholly behind others, or smaller than a position
+                regions.append(torch.from_numpy(inside.astype(np.float32)))
+                choice = seed_of(self.seed, *key, position) % len(texts) if self.augment else 0
+                captions.append(texts[choice])
+                truths.append((colour, row["objects"][position]["category"]))
+        regions = torch.stack(regions) if regions else torch.empty(0, self.side, self.side)
+        return *super().__getitem__(key), regions, captions, truths
+
+    @staticmethod
+    def collate(items: list) -> tuple:
+        """-> pixels, categories, boxes (B, ...), regions (N, ...), the scene (N,) of each, N captions, N truths."""
+        pixels, categories, boxes, regions, captions, truths = zip(*items)
+        scene = torch.arange(len(items)).repeat_interleave(torch.tensor([len(region) for region in regions]))
+        batch = [torch.stack(column) for column in (pixels, categories, boxes)]
+        return *batch, torch.cat(regions), scene, sum(captions, []), sum(truths, [])
+
+
+def region_features(joint: Tensor, regions: Tensor, scene: Tensor) -> Tensor:
+    """Maps (B, E, h, w), regions (N, S, S) in [0, 1] of scenes (N,) -> (N, E) float32 of length 1."""
+    share = F.adaptive_avg_pool2d(regions[:, None], joint.shape[-2:])[:, 0]
+    return F.normalize(torch.einsum("nehw,nhw->ne", joint.float().index_select(0, scene), share), dim=-1)
+
+
+class SceneClip(nn.Module):
+    """A pretrained folder's two towers, the image tower seen as the models see it, and heads for a ResNet's levels."""
+
+    def __init__(self, config, folder: Path):
+        super().__init__()
+        self.clip = TinyClip(config, AutoTokenizer.from_pretrained(folder))
+        self.clip.model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+        self.text_tower, self.encoder = self.clip.model, build_clip_image_encoder(config)
+        self.encoder.backbone.load_state_dict(self.text_tower.visual.state_dict())
+        self.text_tower.visual.requires_grad_(False)  # its twin in `encoder` learns, and is written back at the end
+        dense = isinstance(self.encoder, ClipResNet)
+        self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES)) if dense else None
+
+    def joint(self, pixels: Tensor, side: int) -> tuple[Tensor, list[Tensor]]:
+        """(B, 3, S, S) -> the map in CLIP's joint space (B, E, h, w), and what the heads answer at side x side."""
+        if self.heads is None:
+            return self.encoder.joint(pixels)[0], []
+        levels = self.encoder(pixels)
+        return self.encoder.pool(levels[-1])[0], self.heads(levels, side)
+
+    def sentences(self, texts: list[str]) -> Tensor:
+        """N texts -> (N, E) float32 of length 1."""
+        return F.normalize(self.text_tower.encode_text(self.clip.tokenize(texts)).float(), dim=-1)
+
+    def save(self, folder: Path, image_processor: RisImageProcessor) -> None:
+        self.text_tower.visual.load_state_dict(self.encoder.backbone.state_dict())
+        self.clip.save(folder, image_processor.image_mean, image_processor.image_std)
+
+
+@torch.no_grad()
+def measure(model: SceneClip, rows: SceneRegions) -> dict[str, float]:
+    """Of the objects whose colour is named: how often the best "a <colour> <category>" of all pairs is right."""
+    model.eval()
+    pairs = [(colour, category) for colour in COLOUR_WORDS for category in CATEGORIES]
+    texts = model.sentences([prompt(*pair) for pair in pairs])
+    answers, truths = [], []
+    for start in range(0, len(rows), 50):
+        items = [rows[0, index] for index in range(start, min(start + 50, len(rows)))]
+        pixels, _, _, regions, scene, _, of_items = rows.collate(items)
+        image = region_features(model.joint(pixels, rows.side)[0], regions, scene)
+        answers += [pairs[best] for best in (image @ texts.T).argmax(1).tolist()]
+        truths += of_items
+    model.train()
+    right = [answer == truth for answer, truth in zip(answers, truths) if truth[0] is not None]
+    return {"region_retrieval_accuracy": sum(right) / len(right)}
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.recipe, options.overrides)
+    data, seed = recipe.data, recipe.training.seed
+    set_seed(seed)
+    config = build_config(recipe, words=len(AutoTokenizer.from_pretrained(options.clip)))
+    if "clip_config" not in config.sub_configs:
+        raise ValueError(f"{options.recipe} is for {recipe.architecture}, which has no CLIP: no model.clip_config.")
+    model = SceneClip(config.clip_config, options.clip).to(memory_format=torch.channels_last)
+    image_processor = RisImageProcessor(
+        image_size=recipe.model.get("clip_image_size", config.image_size),
+        image_mean=open_clip.OPENAI_DATASET_MEAN,
+        image_std=open_clip.OPENAI_DATASET_STD,
+    )
+    train = load_split(CAPTIONS, "train", options.scenes, data.image_size)
+    val = load_split(CAPTIONS, "val", data.validation_size, data.image_size)
+    rows = SceneRegions(train, image_processor, seed, augment=True)
+    validation = SceneRegions(val, image_processor, seed, augment=False)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=options.learning_rate,
+        fused=True,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    order = StepBatches(len(rows), options.batch_size, seed, 0, options.steps)
+    loader = torch.utils.data.DataLoader(
+        rows, batch_sampler=order, num_workers=options.workers, collate_fn=rows.collate
+    )
+    contrast, scale = open_clip.ClipLoss(), model.text_tower.logit_scale
+    since, losses, log = time.perf_counter(), [], []
+    for step, (pixels, categories, boxes, regions, scene, captions, _) in enumerate(tqdm(loader, unit="step")):
+        rise, progress = min(1.0, (step + 1) / 100), step / options.steps
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            joint, answers = model.joint(pixels.contiguous(memory_format=torch.channels_last), rows.side)
+            texts = model.sentences(captions)
+        loss = contrast(region_features(joint, regions, scene), texts, scale.exp())
+        if answers:
+            total, *levels = [dense_loss(answer, categories, boxes) for answer in answers]
+            loss = loss + total + sum(levels) / len(levels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            scale.clamp_(0, math.log(100))  # as CLIP was trained
+        losses.append(loss.detach())
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
+            log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
+            losses.clear()
+            if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
+                log[-1] |= measure(model, validation)
+                tqdm.write(json.dumps(log[-1]), file=sys.stderr)
+    seconds = time.perf_counter() - since
+    model.save(options.out, image_processor)
+    (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    after = json.loads((options.clip / "pretraining.json").read_text())
+    told = {"scenes": options.scenes, **facts(options, seed, seconds, log[-1]), "after": after}
+    (options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="of the model that the CLIP is for")
+    parser.add_argument("--clip", type=Path, required=True, help="folder that train/pretrain_clip.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--scenes", type=int, default=20_000, help="of the training split")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes, of five objects or so")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        pretrain(options)
+    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
