@@ -79,7 +79,7 @@ class ObjectRows(torch.utils.data.Dataset):
         return self.augment and bool(seed_of(self.seed, *key) % 2)
 
     def things(self, row: dict[str, Any], key: tuple[int, int]) -> np.ndarray:
-        """(S/4, S/4): the index of the object that lies at each position, -1 where none does; mirrored as the key says."""
+        """(S/4, S/4): the index of the object at each position, -1 where none is; mirrored as the key says."""
         y = (np.arange(self.side) * 2 + 1) * row["height"] // (2 * self.side)
         x = (np.arange(self.side) * 2 + 1) * row["width"] // (2 * self.side)
         things = np.full((self.side, self.side), -1)
