@@ -7,14 +7,14 @@ its captions. A ResNet's three levels also say which category lies at each posit
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
     python train/pretrain_regions.py --recipe train/recipes/cris/refscenes.yaml --clip outputs/clip-crops \\
-        --out outputs/clip-refscenes
+        --sizes 128 256 --out outputs/clip-refscenes
     python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
 To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, model.image_size
 (model.clip_image_size, where there is one), data.image_size, data.validation_size and training.seed matter. The folder
 is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments, versions, hardware,
-seconds, how often an object of the validation split finds its "a red cup" among all pairs of colour and category, and
-under `after` the first half's facts).
+seconds, how often an object of the validation split finds its "a red cup" among all pairs of colour and category at
+each size, and under `after` the first half's facts).
 """
 
 import argparse
@@ -55,9 +55,13 @@ class SceneRegions(ObjectRows):
     K captions and K (colour, category). Training draws the captions, by the key; validation takes the first.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: RisImageProcessor, seed: int, augment: bool):
-        super().__init__(dataset, list(CATEGORIES), image_processor.image_size, seed, augment)
-        self.image_processor = image_processor
+    def __init__(self, dataset: Dataset, image_size: int, seed: int, augment: bool):
+        super().__init__(dataset, list(CATEGORIES), image_size, seed, augment)
+        self.image_processor = RisImageProcessor(
+            image_size=image_size,
+            image_mean=open_clip.OPENAI_DATASET_MEAN,
+            image_std=open_clip.OPENAI_DATASET_STD,
+        )
 
     def __getitem__(self, key: tuple[int, int]):
         row = self.dataset[key[1]]
@@ -112,13 +116,13 @@ class SceneClip(nn.Module):
         """N texts -> (N, E) float32 of length 1."""
         return F.normalize(self.text_tower.encode_text(self.clip.tokenize(texts)).float(), dim=-1)
 
-    def save(self, folder: Path, image_processor: RisImageProcessor) -> None:
+    def save(self, folder: Path) -> None:
         self.text_tower.visual.load_state_dict(self.encoder.backbone.state_dict())
-        self.clip.save(folder, image_processor.image_mean, image_processor.image_std)
+        self.clip.save(folder, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 @torch.no_grad()
-def measure(model: SceneClip, rows: SceneRegions) -> dict[str, float]:
+def measure(model: SceneClip, rows: SceneRegions) -> float:
     """Of the objects whose colour is named: how often the best "a <colour> <category>" of all pairs is right."""
     model.eval()
     pairs = [(colour, category) for colour in COLOUR_WORDS for category in CATEGORIES]
@@ -132,7 +136,7 @@ def measure(model: SceneClip, rows: SceneRegions) -> dict[str, float]:
         truths += of_items
     model.train()
     right = [answer == truth for answer, truth in zip(answers, truths) if truth[0] is not None]
-    return {"region_retrieval_accuracy": sum(right) / len(right)}
+    return sum(right) / len(right)
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -143,15 +147,11 @@ def pretrain(options: argparse.Namespace) -> None:
     if "clip_config" not in config.sub_configs:
         raise ValueError(f"{options.recipe} is for {recipe.architecture}, which has no CLIP: no model.clip_config.")
     model = SceneClip(config.clip_config, options.clip).to(memory_format=torch.channels_last)
-    image_processor = RisImageProcessor(
-        image_size=recipe.model.get("clip_image_size", config.image_size),
-        image_mean=open_clip.OPENAI_DATASET_MEAN,
-        image_std=open_clip.OPENAI_DATASET_STD,
-    )
     train = load_split(CAPTIONS, "train", options.scenes, data.image_size)
     val = load_split(CAPTIONS, "val", data.validation_size, data.image_size)
-    rows = SceneRegions(train, image_processor, seed, augment=True)
-    validation = SceneRegions(val, image_processor, seed, augment=False)
+    sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size)]
+    rows_of = [SceneRegions(train, size, seed, augment=True) for size in sizes]
+    validations = [SceneRegions(val, size, seed, augment=False) for size in sizes]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -162,13 +162,12 @@ def pretrain(options: argparse.Namespace) -> None:
         fused=True,
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    order = StepBatches(len(rows), options.batch_size, seed, 0, options.steps)
-    loader = torch.utils.data.DataLoader(
-        rows, batch_sampler=order, num_workers=options.workers, collate_fn=rows.collate
-    )
+    order = StepBatches(len(train), options.batch_size, seed, 0, options.steps)
     contrast, scale = open_clip.ClipLoss(), model.text_tower.logit_scale
     since, losses, log = time.perf_counter(), [], []
-    for step, (pixels, categories, boxes, regions, scene, captions, _) in enumerate(tqdm(loader, unit="step")):
+    for step, keys in enumerate(tqdm(order, unit="step")):
+        rows = rows_of[step % len(sizes)]
+        pixels, categories, boxes, regions, scene, captions, _ = rows.collate([rows[key] for key in keys])
         rise, progress = min(1.0, (step + 1) / 100), step / options.steps
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
@@ -190,13 +189,14 @@ def pretrain(options: argparse.Namespace) -> None:
             log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
             losses.clear()
             if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
-                log[-1] |= measure(model, validation)
+                for size, validation in zip(sizes, validations):
+                    log[-1][f"region_retrieval_accuracy_at_{size}"] = measure(model, validation)
                 tqdm.write(json.dumps(log[-1]), file=sys.stderr)
     seconds = time.perf_counter() - since
-    model.save(options.out, image_processor)
+    model.save(options.out)
     (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     after = json.loads((options.clip / "pretraining.json").read_text())
-    told = {"scenes": options.scenes, **facts(options, seed, seconds, log[-1]), "after": after}
+    told = {"scenes": options.scenes, "sizes": sizes, **facts(options, seed, seconds, log[-1]), "after": after}
     (options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
 
 
@@ -205,13 +205,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, required=True, help="of the model that the CLIP is for")
     parser.add_argument("--clip", type=Path, required=True, help="folder that train/pretrain_clip.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", metavar="SIDE", help="of the scenes, taken in turns (the recipe's image size)"
+    )
     parser.add_argument("--scenes", type=int, default=20_000, help="of the training split")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=16, help="scenes, of five objects or so")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
     options = parser.parse_intermixed_args(arguments)
     try:
