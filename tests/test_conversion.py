@@ -13,7 +13,8 @@ from golden import SHARED, golden
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
-from hf_ris import LavtConfig, LavtForReferringSegmentation
+from hf_ris import CrisConfig, CrisForReferringSegmentation, LavtConfig, LavtForReferringSegmentation
+from hf_ris.conversion import cris
 from hf_ris.conversion.__main__ import main
 from hf_ris.conversion.checkpoint import ConversionError, gather, read_checkpoint
 from hf_ris.conversion.lavt import build_config, official_name, official_state
@@ -211,6 +212,18 @@ REFUSALS = {
     },
     "does not look like LAVT: it lacks backbone.patch_embed.proj.weight": {"backbone.patch_embed.proj.weight": None},
     "'model' in the checkpoint is not a dictionary of tensors": {"backbone.norm0.bias": 3},
+    "backbone.patch_embed.proj.weight is .8, 48., not 4 axes": {"backbone.patch_embed.proj.weight": torch.zeros(8, 48)},
+    "windows of several sizes .2 in backbone.layers.2.blocks.1.* 3 in .*; ours has one size": {
+        "backbone.layers.2.blocks.1.attn.relative_position_bias_table": torch.zeros(9, 2)
+    },
+    "layers.0.blocks.0.attn.relative_position_bias_table has 24 rows; the cells of a square were expected": {
+        "backbone.layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(24, 1)
+    },
+    "Stage 1 of the checkpoint's Swin has 3 heads, which do not divide its width 8": {
+        "backbone.layers.0.blocks.0.attn.relative_position_bias_table": torch.zeros(25, 3)
+    },
+    "adds absolute positions .backbone.absolute_pos_embed.": {"backbone.absolute_pos_embed": torch.zeros(1, 8, 4, 4)},
+    "has 5 stages; LAVT fuses words in four": {"backbone.layers.4.blocks.0.norm1.weight": torch.zeros(8)},
 }
 
 
@@ -222,10 +235,111 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(message, place):
     assert "\n" not in str(refusal.value) and not (place / "out").exists()
 
 
-def test_keys_without_a_place_are_named(place, capsys):
-    torch.save({"model": official(tiny_model()) | {"lang_extra.weight": torch.zeros(2)}}, place / "official.pth")
+def test_every_key_without_a_place_is_named(place, capsys):
+    foreign = {f"lang_extra.{index}": torch.zeros(2) for index in range(20)}
+    torch.save({"model": official(tiny_model()) | foreign}, place / "official.pth")
     convert(place, "official.pth")
-    assert capsys.readouterr().err.count("no place in the model for lang_extra.weight") == 1
+    said = capsys.readouterr()
+    assert [line for line in said.err.splitlines() if line.startswith("no place")] == [
+        f"no place in the model for {key}; left out" for key in sorted(foreign)
+    ]
+    index = "backbone.layers.0.blocks.0.attn.relative_position_index"
+    assert f"left out, since nothing reads it: {index}" in said.out
+    assert f"{len(tiny_model().state_dict())} tensors placed, 21 left out" in said.out
+
+
+def test_a_refusal_names_every_key_of_both_sides(place, capsys):
+    """A renamed module is seen as what it is: lacking by its official names, and without a place by the others."""
+    state = official(tiny_model())
+    renamed = {key: key.replace("layers.2.fusion", "layers.2.pwam") for key in state if "layers.2.fusion" in key}
+    torch.save({"model": {renamed.get(key, key): value for key, value in state.items()}}, place / "official.pth")
+    with pytest.raises(SystemExit, match=r"it lacks backbone.layers.2.fusion\..* and 4 more; it has no use for .*pwam"):
+        convert(place, "official.pth")
+    lines = capsys.readouterr().err.splitlines()
+    assert {f"the checkpoint lacks {key}" for key in renamed} <= set(lines) and len(renamed) == 12
+    assert {f"no place in the model for {key}" for key in renamed.values()} <= set(lines)
+
+
+def on_meta(model_class, config, name) -> dict[str, torch.Tensor]:
+    """An official state dict without values."""
+    with torch.device("meta"):
+        state = model_class(config).state_dict()
+    fusion = {key: ".fusion." in name(key) and key.endswith("weight") for key in state}
+    return {name(key): value[..., None] if fusion[key] else value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [
+        ("swin_tiny_patch4_window7_224", 7),
+        ("swin_small_patch4_window7_224", 12),
+        ("swin_base_patch4_window12_384", 7),
+        ("swin_large_patch4_window12_384", 12),
+    ],
+)
+def test_other_swins_become_their_configuration(name, window):
+    """Width, depths and window are read from shapes, and the encoder gets the name under which timm has weights."""
+    vision = {"name": name, "pretrained_tag": "ms_in22k", "arguments": {"window_size": window, "drop_path_rate": 0.3}}
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    config = LavtConfig(vision_config=vision, text_config=text, decoder_dim=64)
+    state = on_meta(LavtForReferringSegmentation, config, official_name)
+    found = build_config(state)
+    assert found.to_dict() == config.to_dict()
+    with torch.device("meta"):
+        model = LavtForReferringSegmentation(found)
+    assert gather(state, {key: official_name(key) for key in model.state_dict()}, model)[1] == []
+
+
+def test_short_tables_of_positions_shorten_the_expressions():
+    """A text encoder with positions for 12 tokens becomes a model that reads 12; more are refused."""
+    state = official(tiny_model())
+    state["text_encoder.embeddings.position_embeddings.weight"] = torch.zeros(12, 16)
+    assert build_config(state, OVERRIDES | {"max_text_length": 5}).max_text_length == 5
+    overrides = {name: value for name, value in OVERRIDES.items() if name != "max_text_length"}
+    assert build_config(state, overrides).max_text_length == 12
+    with pytest.raises(ValueError, match="max_text_length is 13, but text_config has max_position_embeddings=12"):
+        build_config(state, overrides | {"max_text_length": 13})
+
+
+def test_options_of_training_tell_what_shapes_cannot(place):
+    content = split(official(tiny_model())) | {"args": argparse.Namespace(mha="1-2-1-2", img_size=64)}
+    torch.save(content, place / "official.pth")
+    (place / "overrides.json").write_text(json.dumps({"text_config": {"num_attention_heads": 2}}))
+    config = json.loads((convert(place, "official.pth") / "config.json").read_text())
+    assert config["fusion_num_heads"] == [1, 2, 1, 2] and config["image_size"] == 64
+    torch.save(content | {"args": argparse.Namespace(mha="four")}, place / "official.pth")
+    with pytest.raises(SystemExit, match="args.mha in the checkpoint is 'four'; it should be as 4-4-4-4"):
+        convert(place, "official.pth")
+
+
+# --- CRIS, of which the rest is in test_cris.py
+
+
+def cris_on_meta(**fields) -> tuple[CrisConfig, dict[str, torch.Tensor]]:
+    config = CrisConfig(masked_token_id=0, **fields)
+    return config, on_meta(CrisForReferringSegmentation, config, cris.official_name)
+
+
+@pytest.mark.parametrize(
+    ("name", "neck"),
+    [("RN50", [256, 512, 1024]), ("RN101", [256, 512, 1024]), ("RN50x4", [64, 640, 64])],
+)
+def test_other_resnets_of_clip_become_their_configuration(name, neck):
+    config, state = cris_on_meta(clip_config={"name": f"{name}-quickgelu"}, neck_dims=neck)
+    assert cris.build_config(state).to_dict() == config.to_dict()
+
+
+def test_cris_that_cannot_be_ours_is_refused_in_a_sentence():
+    _, state = cris_on_meta(decoder_layers=0)
+    words = "backbone.positional_embedding"
+    assert cris.build_config(state | {words: state[words][:12]}).max_text_length == 12
+    with pytest.raises(ConversionError, match="max_text_length is 22, but the checkpoint has positions for 12 tokens"):
+        cris.build_config(state | {words: state[words][:12]}, {"max_text_length": 22})
+    with pytest.raises(ConversionError, match="image encoder is a vision transformer; CRIS reads three levels"):
+        cris.infer_config(state | {"backbone.visual.transformer.resblocks.0.ln_1.bias": torch.zeros(1)})
+    table = "backbone.visual.attnpool.positional_embedding"
+    with pytest.raises(ConversionError, match=f"{table} has 49 rows; the cells of a square and 1 more were expected"):
+        cris.infer_config(state | {table: state[table][:49]})
 
 
 @pytest.mark.parametrize(

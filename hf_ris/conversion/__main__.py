@@ -2,10 +2,12 @@
 
     python -m hf_ris.conversion lavt CHECKPOINT OUT_DIR [--config overrides.json] [--vocab vocab.txt]
     python -m hf_ris.conversion cris CHECKPOINT OUT_DIR [--config overrides.json]
+    python -m hf_ris.conversion lavt CHECKPOINT OUT_DIR --push-to-hub USER/REPO [--private]
 
-`overrides.json` holds configuration fields that the shapes in the checkpoint cannot tell, for example
-`{"image_size": 480, "fusion_num_heads": [1, 1, 1, 1], "text_config": {"num_attention_heads": 12}}` for LAVT and
-`{"max_text_length": 22}` for CRIS trained on RefCOCOg.
+Every tensor that the checkpoint lacks, or that has no place in the model, is named. `overrides.json` holds fields of
+the configuration that the shapes in the checkpoint cannot tell, for example `{"image_size": 480, "fusion_num_heads":
+[1, 1, 1, 1], "text_config": {"num_attention_heads": 12}}` for LAVT and `{"max_text_length": 22}` for CRIS trained on
+RefCOCOg.
 """
 
 import argparse
@@ -13,10 +15,11 @@ import json
 import sys
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 
 from . import cris, lavt
-from .checkpoint import ConversionError
+from .checkpoint import Conversion, ConversionError
 
 
 CONVERTERS = {"cris": cris.convert, "lavt": lavt.convert}
@@ -35,7 +38,13 @@ def read_overrides(path: str | None) -> dict:
     return overrides
 
 
-def main(arguments: list[str] | None = None) -> None:
+def push(conversion: Conversion, repository: str, private: bool) -> None:
+    """Upload model and processor. Raises OSError or HTTPError as the Hub's client does."""
+    for part in (conversion.model, conversion.processor):
+        part.push_to_hub(repository, private=private or None)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m hf_ris.conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,14 +57,39 @@ def main(arguments: list[str] | None = None) -> None:
         help="lavt: vocab.txt of BERT; default: from the cache or the Hub. cris: folder of a saved tokenizer; default: "
         "CLIP's, which open_clip carries",
     )
-    args = parser.parse_args(arguments)
+    parser.add_argument("--push-to-hub", metavar="USER/REPO", help="upload the result, beside writing it")
+    parser.add_argument("--private", action="store_true", help="the repository, if it is new, is private")
+    options = parser.parse_args(arguments)
+    if options.push_to_hub is None and options.private:
+        parser.error("--private is for --push-to-hub")
+    if options.push_to_hub is not None:
+        try:
+            validate_repo_id(options.push_to_hub)
+        except HFValidationError as error:
+            parser.error(f"--push-to-hub: {error}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    convert = CONVERTERS[options.architecture]
     try:
-        unplaced = CONVERTERS[args.architecture](args.checkpoint, args.out_dir, read_overrides(args.config), args.vocab)
+        done = convert(options.checkpoint, options.out_dir, read_overrides(options.config), options.vocab)
     except (ValueError, StrictDataclassError) as error:
+        for line in error.details if isinstance(error, ConversionError) else []:
+            print(line, file=sys.stderr)
         sys.exit(" ".join(str(error).split()))
-    for key in unplaced:
+    for key in done.unread:
+        print(f"left out, since nothing reads it: {key}")
+    for key in done.unplaced:
         print(f"no place in the model for {key}; left out", file=sys.stderr)
-    print(f"wrote {args.out_dir}")
+    print(f"wrote {options.out_dir}: {done.placed} tensors placed, {len(done.unread) + len(done.unplaced)} left out")
+    if options.push_to_hub is not None:
+        try:
+            push(done, options.push_to_hub, options.private)
+        except (OSError, HTTPError) as error:
+            sys.exit(f"{options.out_dir} is written but not pushed: {' '.join(str(error).split())}")
+        print(f"pushed to {options.push_to_hub}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What every conversion shares: reading a stranger's file without running it, and placing its tensors completely."""
 
 import argparse
+import math
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +21,32 @@ _DAMAGE = (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, Typ
 
 
 class ConversionError(ValueError):
-    """A checkpoint or an override that does not fit; the message is one sentence for the user."""
+    """A checkpoint or an override that does not fit.
+
+    The message is one sentence for the user; `details` are lines that name every tensor it speaks of.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()):
+        super().__init__(message)
+        self.details = list(details)
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What a conversion has made and written.
+
+    Attributes:
+        model, processor: as saved.
+        placed: number of the model's tensors that were found in the checkpoint, which are all of them.
+        unplaced: keys of the checkpoint that have no place in the model.
+        unread: keys that were left out knowingly, since nothing would read them.
+    """
+
+    model: nn.Module
+    processor: Any
+    placed: int
+    unplaced: list[str]
+    unread: list[str]
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -59,6 +87,12 @@ def tensors_of(value, where: str) -> dict[str, Tensor]:
     return dict(value)
 
 
+def without(state: dict[str, Tensor], pattern: re.Pattern) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict less the keys in which the pattern is found, and those keys."""
+    kept = {key: tensor for key, tensor in state.items() if not pattern.search(key)}
+    return kept, sorted(state.keys() - kept.keys())
+
+
 def merged(base: dict, over: dict) -> dict:
     """`base` with `over` laid over it, nested dictionaries key by key."""
     nested = {key for key in base.keys() & over.keys() if isinstance(base[key], dict) and isinstance(over[key], dict)}
@@ -77,7 +111,7 @@ def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -
         our state dict, and the foreign keys that found no place.
 
     Raises:
-        ConversionError: naming, by their foreign names, tensors that are missing or of another shape.
+        ConversionError: naming, by their foreign names, tensors that are missing, of another shape or without a place.
     """
     missing, shapes, state = [], [], {}
     for key, expected in model.state_dict().items():
@@ -91,10 +125,15 @@ def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -
         if tensor.shape != expected.shape:
             shapes.append(f"{foreign} is {list(source[foreign].shape)} instead of {list(expected.shape)}")
         state[key] = tensor
-    problems = ([f"it lacks {_few(missing)}"] if missing else []) + ([f"{_few(shapes)}"] if shapes else [])
-    if problems:
-        raise ConversionError(f"The checkpoint does not fit the model: {'; '.join(problems)}.")
-    return state, sorted(source.keys() - set(names.values()))
+    unplaced = sorted(source.keys() - set(names.values()))
+    if missing or shapes:
+        problems = [f"it lacks {_few(missing)}"] if missing else []
+        problems += [_few(shapes)] if shapes else []
+        problems += [f"it has no use for {_few(unplaced)}"] if unplaced else []
+        details = [f"the checkpoint lacks {key}" for key in missing] + shapes
+        details += [f"no place in the model for {key}" for key in unplaced]
+        raise ConversionError(f"The checkpoint does not fit the model: {'; '.join(problems)}.", details)
+    return state, unplaced
 
 
 class Shapes:
@@ -103,28 +142,51 @@ class Shapes:
     def __init__(self, state: dict[str, Tensor], architecture: str):
         self.state, self.architecture = state, architecture
 
-    def of(self, key: str) -> torch.Size:
-        """Raises ConversionError for a key that every checkpoint of the architecture has and this one lacks."""
+    def of(self, key: str, axes: int | None = None) -> torch.Size:
+        """Raises ConversionError for a key that every checkpoint of the architecture has and this one lacks.
+
+        axes: raise it for a tensor of another number of axes too.
+        """
         if key not in self.state:
             raise ConversionError(f"The checkpoint does not look like {self.architecture}: it lacks {key}.")
-        return self.state[key].shape
+        shape = self.state[key].shape
+        if len(shape) == 0 or axes not in (None, len(shape)):
+            raise ConversionError(
+                f"The checkpoint does not look like {self.architecture}: {key} is {list(shape)}, not {axes or 1} axes."
+            )
+        return shape
 
     def count(self, pattern: str) -> int:
         """How many values the first group of a regular expression takes over the keys that begin with it."""
         return len({match[1] for match in map(re.compile(pattern).match, self.state) if match})
 
+    def side(self, key: str, extra: int = 0) -> int:
+        """The side of the square whose cells, and `extra` more, are the rows of a table.
+
+        Raises:
+            ConversionError: a table of another number of rows.
+        """
+        rows = self.of(key)[0]
+        side = math.isqrt(max(rows - extra, 0))
+        if side * side + extra != rows:
+            also = f" and {extra} more" if extra else ""
+            raise ConversionError(f"{key} has {rows} rows; the cells of a square{also} were expected.")
+        return side
+
 
 def save_converted(
     state: dict[str, Tensor],
+    unread: list[str],
     config,
     model_class: type,
     foreign_name: Callable[[str], str],
     make_processor: Callable,
     out_dir: str | Path,
-) -> list[str]:
-    """Write model and processor made of a foreign state dict; returns its keys that have no place in the model.
+) -> Conversion:
+    """Write model and processor made of a foreign state dict.
 
     Args:
+        state, unread: from `without`.
         foreign_name: of a key of our state dict.
         make_processor: called, without arguments, once the weights are known to fit.
 
@@ -138,7 +200,7 @@ def save_converted(
     model = model_class.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
     model.save_pretrained(out_dir)
     processor.save_pretrained(out_dir)
-    return unplaced
+    return Conversion(model, processor, len(ours), unplaced, unread)
 
 
 def _few(items: list[str], shown: int = 8) -> str:

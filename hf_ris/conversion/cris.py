@@ -3,11 +3,11 @@
 Published files are dictionaries with `state_dict`, whose keys carry a leading `module.`. A bare state dict (as in a
 `.safetensors` file), with that prefix or without, is read too.
 
-Widths, depths and CLIP's sizes follow from the shapes. What shapes cannot tell is taken from the overrides, or else
-from the paper: `image_size` 416, `max_text_length` 17 (22 on RefCOCOg), 8 heads in the decoder; CLIP's are 64 wide.
+Widths, depths and CLIP's sizes follow from the shapes, which also tell RN50, RN101 and their wider kin apart. What
+shapes cannot tell is taken from the overrides, or else from the paper: `image_size` 416, `max_text_length` 17 (22 on
+RefCOCOg), 8 heads in the decoder; CLIP's are 64 wide.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,22 @@ from ..models.clip_tokenizer import clip_tokenizer
 from ..models.configuration_cris import CrisConfig
 from ..models.modeling_cris import CrisForReferringSegmentation
 from ..models.processing_cris import CrisProcessor
-from .checkpoint import ConversionError, Shapes, merged, read_checkpoint, save_converted, tensors_of
+from .checkpoint import (
+    Conversion,
+    ConversionError,
+    Shapes,
+    merged,
+    read_checkpoint,
+    save_converted,
+    tensors_of,
+    without,
+)
 
 
-# Left out knowingly: CLIP's temperature, which nothing reads.
-_LEFT_OUT = re.compile(r"^backbone\.logit_scale$")
+# CLIP's temperature
+_UNREAD = re.compile(r"^backbone\.logit_scale$")
+# CLIP's ResNets as open_clip names them; the first stands in for what is none of them
+_RESNETS = [f"RN{size}-quickgelu" for size in ("101", "50", "50x4", "50x16", "50x64")]
 
 # Our modules to theirs; a convolution with batch norm is numbered 0 and 1 there.
 _CONV_NORM = {
@@ -75,8 +86,8 @@ def official_name(key: str) -> str:
     return key
 
 
-def official_state(content: dict) -> dict[str, Tensor]:
-    """The state dict of a checkpoint without `module.` and without what is left out knowingly.
+def all_tensors(content: dict) -> dict[str, Tensor]:
+    """The state dict of a checkpoint without `module.`.
 
     Raises:
         ConversionError: a dictionary that is no state dict and has none.
@@ -85,46 +96,56 @@ def official_state(content: dict) -> dict[str, Tensor]:
         state = tensors_of(content["state_dict"], "'state_dict' in the checkpoint")
     else:
         state = tensors_of(content, "The checkpoint (which has no 'state_dict')")
-    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return {key: tensor for key, tensor in state.items() if not _LEFT_OUT.search(key)}
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def official_state(content: dict) -> dict[str, Tensor]:
+    """`all_tensors` without those that nothing reads."""
+    return without(all_tensors(content), _UNREAD)[0]
 
 
 def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
     """The fields of `CrisConfig` that the shapes of `official_state` tell.
 
     Raises:
-        ConversionError: a state dict that is not CRIS's.
+        ConversionError: a state dict that is not CRIS's, or of a CRIS that ours cannot be.
     """
-
     shapes = Shapes(state, "CRIS")
+    if shapes.count(r"backbone\.visual\.transformer\.(\w+)"):
+        raise ConversionError(
+            "The checkpoint's image encoder is a vision transformer; CRIS reads three levels of one of CLIP's ResNets."
+        )
     layers = [shapes.count(rf"backbone\.visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
-    name = "RN50-quickgelu" if layers == [3, 4, 6, 3] else "RN101-quickgelu"
-    vocab_size, text_width = shapes.of("backbone.token_embedding.weight")
+    width = shapes.of("backbone.visual.conv3.weight")[0]
+    designs = {name: open_clip.get_model_config(name) for name in _RESNETS}
+    own = {"layers": layers, "width": width}
+    name = next((name for name in _RESNETS if own.items() <= designs[name]["vision_cfg"].items()), _RESNETS[0])
+    context_length = shapes.of("backbone.positional_embedding")[0]
+    vocab_size, text_width = shapes.of("backbone.token_embedding.weight", axes=2)
     found = {
-        "embed_dim": shapes.of("backbone.text_projection")[1],
+        "embed_dim": shapes.of("backbone.text_projection", axes=2)[1],
         "vision_cfg": {
-            "layers": layers,
-            "width": shapes.of("backbone.visual.conv3.weight")[0],
-            "image_size": 32 * math.isqrt(shapes.of("backbone.visual.attnpool.positional_embedding")[0] - 1),
+            **own,
+            "image_size": 32 * shapes.side("backbone.visual.attnpool.positional_embedding", extra=1),
         },
         "text_cfg": {
-            "context_length": shapes.of("backbone.positional_embedding")[0],
+            "context_length": context_length,
             "width": text_width,
             "heads": max(1, text_width // 64),
             "layers": shapes.count(r"backbone\.transformer\.resblocks\.(\d+)\."),
         },
     }
-    settings = open_clip.get_model_config(name)
     arguments = {}
     for key, value in found.items():
         if isinstance(value, dict):
-            value = {field: size for field, size in value.items() if size != settings[key][field]}
-        if value and value != settings[key]:
+            value = {field: size for field, size in value.items() if size != designs[name][key][field]}
+        if value and value != designs[name][key]:
             arguments[key] = value
     decoder_layers = shapes.count(r"decoder\.layers\.(\d+)\.")
     fields = {
         "clip_config": {"name": name, "vocab_size": vocab_size, "arguments": arguments or None},
         "neck_dims": [shapes.of(f"neck.f{level}_v_proj.0.weight")[0] for level in (3, 2, 1)],
+        "max_text_length": min(17, context_length),
         "decoder_layers": decoder_layers,
         "masked_token_id": 0,
     }
@@ -137,10 +158,16 @@ def build_config(state: dict[str, Tensor], overrides: dict[str, Any] | None = No
     """`infer_config` with the overrides laid over it, nested dictionaries key by key.
 
     Raises:
-        ConversionError: no CRIS checkpoint.
+        ConversionError: no CRIS checkpoint, one that ours cannot be, or more words than it has positions.
         ValueError, StrictDataclassError: an override that `CrisConfig` does not know or take; the message names it.
     """
-    return CrisConfig(**merged(infer_config(state), overrides or {}))
+    config = CrisConfig(**merged(infer_config(state), overrides or {}))
+    positions = len(state["backbone.positional_embedding"])
+    if config.max_text_length > positions:
+        raise ConversionError(
+            f"max_text_length is {config.max_text_length}, but the checkpoint has positions for {positions} tokens."
+        )
+    return config
 
 
 def read_tokenizer(folder: str | Path | None, config: CrisConfig) -> PreTrainedTokenizerBase:
@@ -170,7 +197,7 @@ def convert(
     out_dir: str | Path,
     overrides: dict[str, Any] | None = None,
     vocabulary: str | Path | None = None,
-) -> list[str]:
+) -> Conversion:
     """Write model and processor made of an official checkpoint.
 
     Args:
@@ -179,16 +206,14 @@ def convert(
         overrides: fields of `CrisConfig`, nested ones key by key; see the head of this file.
         vocabulary: folder of a saved tokenizer; None is CLIP's.
 
-    Returns:
-        the checkpoint's keys that have no place in the model.
-
     Raises:
         ConversionError: whatever does not fit, in one sentence; nothing is written then.
     """
-    state = official_state(read_checkpoint(checkpoint))
+    state, unread = without(all_tensors(read_checkpoint(checkpoint)), _UNREAD)
     config = build_config(state, overrides)
     return save_converted(
         state,
+        unread,
         config,
         CrisForReferringSegmentation,
         official_name,

@@ -3,11 +3,13 @@
 Two formats are known, both a dictionary with `model`: `lavt` keeps BERT in a second dictionary `bert_model`; `lavt_one`
 has it inside, under `text_encoder.`. A bare state dict (as in a `.safetensors` file) is read like the latter.
 
-Widths, depths, window and Swin's heads follow from the shapes. What shapes cannot tell is taken from the overrides, or
-else from the paper: `image_size` 480, `max_text_length` 20, `fusion_num_heads` 1 each, BERT's heads 64 wide.
+Widths, depths, window and Swin's heads follow from the shapes; Swin-T, S, B and L are told by width and depths. What
+shapes cannot tell is taken from the overrides, or else from the options of training that the file holds under `args`
+(`img_size`, and `mha`, the heads of the fusions as "4-4-4-4"), or else from the paper: `image_size` 480,
+`max_text_length` 20, `fusion_num_heads` 1 each, BERT's heads 64 wide.
 """
 
-import math
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,27 @@ from transformers import BertConfig, BertTokenizer
 from ..models.configuration_lavt import LavtConfig
 from ..models.modeling_lavt import LavtForReferringSegmentation
 from ..models.processing_lavt import LavtProcessor
-from .checkpoint import ConversionError, Shapes, merged, read_checkpoint, save_converted, tensors_of
+from .checkpoint import (
+    Conversion,
+    ConversionError,
+    Shapes,
+    merged,
+    read_checkpoint,
+    save_converted,
+    tensors_of,
+    without,
+)
 
 
-# Left out knowingly: index tables that the model computes, and BERT's pooler, which nothing reads.
-_LEFT_OUT = re.compile(r"relative_position_index$|^text_encoder\.(pooler\.|embeddings\.position_ids$)")
-_SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "mlp_ratio": 4.0}
+# Index tables that the model computes, and BERT's pooler.
+_UNREAD = re.compile(r"relative_position_index$|^text_encoder\.(pooler\.|embeddings\.position_ids$)")
+# timm's names of Swin-B, T, S and L, width and depths; the first stands in for what is none of them
+_SWINS = {
+    "swin_base_patch4_window12_384": (128, [2, 2, 18, 2]),
+    "swin_tiny_patch4_window7_224": (96, [2, 2, 6, 2]),
+    "swin_small_patch4_window7_224": (96, [2, 2, 18, 2]),
+    "swin_large_patch4_window12_384": (192, [2, 2, 18, 2]),
+}
 
 
 def _prefixes() -> dict[str, str]:
@@ -57,69 +74,128 @@ def official_name(key: str) -> str:
     return next((theirs + key[len(ours) :] for ours, theirs in _PREFIXES.items() if key.startswith(ours)), key)
 
 
-def official_state(content: dict) -> dict[str, Tensor]:
-    """Either format as one state dict with the names of `lavt_one`, without what is left out knowingly.
+def all_tensors(content: dict) -> dict[str, Tensor]:
+    """Either format as one state dict with the names of `lavt_one`.
 
     Raises:
         ConversionError: a dictionary that is neither format.
     """
-    if "model" in content:
-        state = tensors_of(content["model"], "'model' in the checkpoint")
-        if "bert_model" in content:
-            bert = tensors_of(content["bert_model"], "'bert_model' in the checkpoint")
-            state |= {f"text_encoder.{key}": tensor for key, tensor in bert.items()}
-    else:
-        state = tensors_of(content, "The checkpoint (which has no 'model')")
-    return {key: tensor for key, tensor in state.items() if not _LEFT_OUT.search(key)}
+    if "model" not in content:
+        return tensors_of(content, "The checkpoint (which has no 'model')")
+    state = tensors_of(content["model"], "'model' in the checkpoint")
+    if "bert_model" in content:
+        bert = tensors_of(content["bert_model"], "'bert_model' in the checkpoint")
+        state |= {f"text_encoder.{key}": tensor for key, tensor in bert.items()}
+    return state
+
+
+def official_state(content: dict) -> dict[str, Tensor]:
+    """`all_tensors` without those that nothing reads."""
+    return without(all_tensors(content), _UNREAD)[0]
+
+
+def told_by_args(content: dict) -> dict[str, Any]:
+    """The fields of `LavtConfig` that the options of training, where the file holds them, tell.
+
+    Raises:
+        ConversionError: heads that are no four numbers.
+    """
+    options = content.get("args")
+    options = vars(options) if isinstance(options, argparse.Namespace) else {}
+    fields = {}
+    if isinstance(options.get("img_size"), int):
+        fields["image_size"] = options["img_size"]
+    if options.get("mha"):
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*){3}", str(options["mha"])):
+            raise ConversionError(f"args.mha in the checkpoint is {options['mha']!r}; it should be as 4-4-4-4.")
+        fields["fusion_num_heads"] = [int(heads) for heads in options["mha"].split("-")]
+    return fields
+
+
+def infer_swin(shapes: Shapes) -> dict[str, Any]:
+    """`vision_config` of a Swin's shapes.
+
+    Raises:
+        ConversionError: a Swin that ours cannot be; the sentence says why.
+    """
+    width, _, patch, _ = shapes.of("backbone.patch_embed.proj.weight", axes=4)
+    stages = shapes.count(r"backbone\.layers\.(\d+)\.")
+    if stages != 4:
+        raise ConversionError(f"The checkpoint's Swin has {stages} stages; LAVT fuses words in four.")
+    if "backbone.absolute_pos_embed" in shapes.state:
+        raise ConversionError(
+            "The checkpoint's Swin adds absolute positions (backbone.absolute_pos_embed), which ours has no place for."
+        )
+    tables = [key for key in shapes.state if re.fullmatch(r"backbone\..*\.relative_position_bias_table", key)]
+    windows = {(shapes.side(key) + 1) // 2: key for key in tables}
+    if len(windows) > 1:
+        found = ", ".join(f"{window} in {key}" for window, key in sorted(windows.items()))
+        raise ConversionError(f"The checkpoint's Swin has windows of several sizes ({found}); ours has one size.")
+    heads = [shapes.of(f"backbone.layers.{i}.blocks.0.attn.relative_position_bias_table", axes=2)[1] for i in range(4)]
+    for stage, count in enumerate(heads):
+        if count == 0 or width * 2**stage % count:
+            raise ConversionError(
+                f"Stage {stage + 1} of the checkpoint's Swin has {count} heads, which do not divide its width "
+                f"{width * 2**stage}."
+            )
+    depths = [shapes.count(rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)]
+    name = next((name for name, design in _SWINS.items() if design == (width, depths)), next(iter(_SWINS)))
+    swin = {
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": heads,
+        "mlp_ratio": shapes.of("backbone.layers.0.blocks.0.mlp.fc1.weight")[0] / width,
+        "patch_size": patch,
+    }
+    of_name = dict(zip(swin, (*_SWINS[name], [_SWINS[name][0] // 32 * 2**i for i in range(4)], 4.0, 4), strict=True))
+    arguments = {
+        "window_size": next(iter(windows)),
+        "drop_path_rate": 0.3,
+        **{field: value for field, value in swin.items() if value != of_name[field]},
+    }
+    return {"name": name, "pretrained_tag": "ms_in22k", "arguments": arguments}
 
 
 def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
     """The fields of `LavtConfig` that the shapes of `official_state` tell.
 
     Raises:
-        ConversionError: a state dict that is not LAVT's.
+        ConversionError: a state dict that is not LAVT's, or of a LAVT that ours cannot be.
     """
-
     shapes = Shapes(state, "LAVT")
-    table = "backbone.layers.{}.blocks.0.attn.relative_position_bias_table"
-    width = shapes.of("backbone.patch_embed.proj.weight")[0]
-    swin = {
-        "embed_dim": width,
-        "depths": [shapes.count(rf"backbone\.layers\.{i}\.blocks\.(\d+)\.") for i in range(4)],
-        "num_heads": [shapes.of(table.format(i))[1] for i in range(4)],
-        "mlp_ratio": shapes.of("backbone.layers.0.blocks.0.mlp.fc1.weight")[0] / width,
-    }
-    arguments = {
-        "window_size": (math.isqrt(shapes.of(table.format(0))[0]) + 1) // 2,
-        "drop_path_rate": 0.3,
-        **{name: value for name, value in swin.items() if value != _SWIN_B[name]},
-    }
-    words, hidden = shapes.of("text_encoder.embeddings.word_embeddings.weight")
+    words, hidden = shapes.of("text_encoder.embeddings.word_embeddings.weight", axes=2)
+    positions = shapes.of("text_encoder.embeddings.position_embeddings.weight")[0]
     text = {
         "vocab_size": words,
         "hidden_size": hidden,
         "num_hidden_layers": shapes.count(r"text_encoder\.encoder\.layer\.(\d+)\."),
         "num_attention_heads": max(1, hidden // 64),
         "intermediate_size": shapes.of("text_encoder.encoder.layer.0.intermediate.dense.weight")[0],
-        "max_position_embeddings": shapes.of("text_encoder.embeddings.position_embeddings.weight")[0],
+        "max_position_embeddings": positions,
         "type_vocab_size": shapes.of("text_encoder.embeddings.token_type_embeddings.weight")[0],
     }
-    vision = {"name": "swin_base_patch4_window12_384", "pretrained_tag": "ms_in22k", "arguments": arguments}
-    return {"vision_config": vision, "text_config": text, "decoder_dim": shapes.of("classifier.conv1_4.weight")[0]}
+    return {
+        "vision_config": infer_swin(shapes),
+        "text_config": text,
+        "max_text_length": min(20, positions),
+        "decoder_dim": shapes.of("classifier.conv1_4.weight")[0],
+    }
 
 
-def build_config(state: dict[str, Tensor], overrides: dict[str, Any] | None = None) -> LavtConfig:
-    """`infer_config` with the overrides laid over it, nested dictionaries key by key.
+def build_config(
+    state: dict[str, Tensor], overrides: dict[str, Any] | None = None, told: dict[str, Any] | None = None
+) -> LavtConfig:
+    """`infer_config` with what is `told_by_args` and the overrides laid over it, nested dictionaries key by key.
 
     Raises:
-        ConversionError: no LAVT checkpoint, or an override that BERT's config does not know.
+        ConversionError: no LAVT checkpoint, one that ours cannot be, or an override that BERT's config does not know.
         ValueError, StrictDataclassError: an override that `LavtConfig` does not know or take; the message names it.
     """
     overrides = overrides or {}
     unknown = sorted(set(overrides.get("text_config", {})) - set(BertConfig().to_dict()))
     if unknown:
         raise ConversionError(f"text_config in the overrides has no field {', '.join(unknown)}.")
-    return LavtConfig(**merged(infer_config(state), overrides))
+    return LavtConfig(**merged(infer_config(state) | (told or {}), overrides))
 
 
 def read_tokenizer(vocabulary: str | Path | None, config: LavtConfig) -> BertTokenizer:
@@ -155,7 +231,7 @@ def convert(
     out_dir: str | Path,
     overrides: dict[str, Any] | None = None,
     vocabulary: str | Path | None = None,
-) -> list[str]:
+) -> Conversion:
     """Write model and processor made of an official checkpoint.
 
     Args:
@@ -164,16 +240,15 @@ def convert(
         overrides: fields of `LavtConfig`, nested ones key by key; see the head of this file.
         vocabulary: BERT's `vocab.txt`; None takes the one of `text_pretrained`.
 
-    Returns:
-        the checkpoint's keys that have no place in the model.
-
     Raises:
         ConversionError: whatever does not fit, in one sentence; nothing is written then.
     """
-    state = official_state(read_checkpoint(checkpoint))
-    config = build_config(state, overrides)
+    content = read_checkpoint(checkpoint)
+    state, unread = without(all_tensors(content), _UNREAD)
+    config = build_config(state, overrides, told_by_args(content))
     return save_converted(
         state,
+        unread,
         config,
         LavtForReferringSegmentation,
         official_name,
