@@ -2,7 +2,7 @@
 
 `pretrain_clip.py` shows the image tower one object at a time. The models read its map of a whole scene, so here each
 object's vector is the mean of that map over the object, and is to be found among all objects of the batch by one of
-its captions. A ResNet's three levels also say which category lies at each position and where its box is, as in
+the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). A ResNet's three levels also say which category lies at each position and where its box is, as in
 `pretrain_vision.py`. Both losses are summed. Made for two CPU cores:
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
@@ -11,7 +11,7 @@ its captions. A ResNet's three levels also say which category lies at each posit
     python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
 To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, model.image_size
-(model.clip_image_size, where there is one), data.image_size, data.validation_size and training.seed matter. The folder
+(model.clip_image_size, where there is one), the names, splits, image_size and validation_size of data, and training.seed matter. The folder
 is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments, versions, hardware,
 seconds, how often an object of the validation split finds its "a red cup" among all pairs of colour and category at
 each size, and under `after` the first half's facts).
@@ -41,11 +41,12 @@ if __name__ == "__main__":  # the repository's root instead of this folder, whos
 
 from hf_ris.data.refscenes import CATEGORIES
 from hf_ris.data.refscenes_text import COLOUR_WORDS
+from hf_ris.data.transforms import mirror_text
 from hf_ris.models.clip_encoders import ClipResNet, build_clip_image_encoder
 from hf_ris.models.processing_ris import RisImageProcessor
 from train.build import build_config, load_split
 from train.order import StepBatches, seed_of
-from train.pretrain_clip import CAPTIONS, TinyClip, looks, prompt
+from train.pretrain_clip import TinyClip, looks, prompt
 from train.pretrain_vision import DenseHeads, ObjectRows, dense_loss, facts
 from train.recipe import load_recipe
 
@@ -69,7 +70,9 @@ class SceneRegions(ObjectRows):
         regions, captions, truths = [], [], []
         for position, (colour, texts) in looks(row).items():
             inside = things == position
-            if inside.any():  # not wholly behind others, or smaller than a position
+            if self.mirrored(key):
+                texts = [mirrored for text in texts if (mirrored := mirror_text(text)) is not None]
+            if inside.any() and texts:  # not wholly behind others, nor smaller than a position
                 regions.append(torch.from_numpy(inside.astype(np.float32)))
                 choice = seed_of(self.seed, *key, position) % len(texts) if self.augment else 0
                 captions.append(texts[choice])
@@ -147,8 +150,8 @@ def pretrain(options: argparse.Namespace) -> None:
     if "clip_config" not in config.sub_configs:
         raise ValueError(f"{options.recipe} is for {recipe.architecture}, which has no CLIP: no model.clip_config.")
     model = SceneClip(config.clip_config, options.clip).to(memory_format=torch.channels_last)
-    train = load_split(CAPTIONS, "train", options.scenes, data.image_size)
-    val = load_split(CAPTIONS, "val", data.validation_size, data.image_size)
+    train = load_split(data.name, data.split, options.scenes, data.image_size)
+    val = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
     sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size)]
     rows_of = [SceneRegions(train, size, seed, augment=True) for size in sizes]
     validations = [SceneRegions(val, size, seed, augment=False) for size in sizes]
