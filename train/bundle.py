@@ -23,16 +23,28 @@ MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tok
 LIMIT = 9_000_000  # bytes of weights: the repository carries tiny models only
 
 
+def measured(evaluations: list[Path]) -> dict[str, Any]:
+    """Of each evaluation what results.json keeps, under `split` or `split/control`.
+
+    Raises:
+        ValueError: a file that is no evaluation of a data set.
+    """
+    kept = {}
+    for path in evaluations:
+        one = json.loads(path.read_text())
+        if not {"data", "split", "control", "protocols"} <= one.keys():
+            raise ValueError(f"{path} is not what train/evaluate.py writes with --result.")
+        key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
+        names = ("data", "expressions", "images", "protocols", "revision", "hardware")
+        kept[key] = {name: one[name] for name in names}
+    return kept
+
+
 def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dict[str, Any]:
-    """What results.json says: the run's own facts, and each evaluation under `split` or `split/control`."""
+    """What results.json says: the run's own facts, and each evaluation."""
     facts = json.loads((run / "run.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [entry for entry in log if "loss" in entry]
-    measured = {}
-    for path in evaluations:
-        one = json.loads(path.read_text())
-        key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
-        measured[key] = {name: one[name] for name in ("expressions", "images", "protocols", "revision", "hardware")}
     return {
         "trained_on": [facts["recipe"]["data"]["name"]],
         "architecture": facts["recipe"]["architecture"],
@@ -44,7 +56,7 @@ def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dic
         "revision": facts["revision"],
         "versions": facts["versions"],
         "hardware": facts["hardware"],
-        "results": measured,
+        "results": measured(evaluations),
     }
 
 

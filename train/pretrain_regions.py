@@ -2,8 +2,9 @@
 
 `pretrain_clip.py` shows the image tower one object at a time. The models read its map of a whole scene, so here each
 object's vector is the mean of that map over the object, and is to be found among all objects of the batch by one of
-the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). A ResNet's three levels also say which category lies at each position and where its box is, as in
-`pretrain_vision.py`. Both losses are summed. Made for two CPU cores:
+the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). A ResNet's three
+levels also say which category lies at each position and where its box is, as in `pretrain_vision.py`. Both losses are
+summed. Made for two CPU cores:
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
     python train/pretrain_regions.py --recipe train/recipes/cris/refscenes.yaml --clip outputs/clip-crops \\
@@ -11,10 +12,10 @@ the data's own expressions, places included ("the left cup"; in a mirrored scene
     python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
 To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, model.image_size
-(model.clip_image_size, where there is one), the names, splits, image_size and validation_size of data, and training.seed matter. The folder
-is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments, versions, hardware,
-seconds, how often an object of the validation split finds its "a red cup" among all pairs of colour and category at
-each size, and under `after` the first half's facts).
+(model.clip_image_size, where there is one), names, splits, image_size and validation_size of data, and training.seed
+matter. The folder is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments,
+versions, hardware, seconds, how often an object of the validation split finds its "a red cup" among all pairs of
+colour and category at each size, and under `after` the first half's facts).
 """
 
 import argparse
@@ -145,6 +146,8 @@ def measure(model: SceneClip, rows: SceneRegions) -> float:
 def pretrain(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     data, seed = recipe.data, recipe.training.seed
+    if not (options.clip / "open_clip_model.safetensors").is_file():
+        raise ValueError(f"--clip: {options.clip} holds no CLIP; make it with train/pretrain_clip.py.")
     set_seed(seed)
     config = build_config(recipe, words=len(AutoTokenizer.from_pretrained(options.clip)))
     if "clip_config" not in config.sub_configs:

@@ -18,7 +18,8 @@ Several GPUs (DDP; train/accelerate/ also holds fsdp.yaml), and two processes on
 A run that was killed goes on from its newest checkpoint with --resume and ends with the same weights, bit for bit, as
 one that was not (same number of threads and processes). --stop-at-step N ends early without changing the schedule, so
 that the first steps of a published run can be replayed. A run's folder holds run.json, log.jsonl, best/, last/ and
-checkpoints/.
+checkpoints/. --push-to-hub user/name makes that repository at the start and pushes best/ to it at the end, with a card;
+train/push.py does so later, with the numbers of train/evaluate.py.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from train.build import build_model, build_rows, load_split
 from train.evaluate import evaluate_model
 from train.optim import AveragedWeights, build_optimizer, freeze, learning_rate_factor
 from train.order import StepBatches, seed_of
+from train.push import check, make_repository, push
 from train.recipe import Recipe, load_recipe
 from train.run_folder import RunFolder, flat_recipe
 
@@ -292,9 +294,13 @@ def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Re
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see train/recipes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
     parser.add_argument("--stop-at-step", type=int, help="end early, on the full run's schedule")
+    parser.add_argument("--push-to-hub", "--push_to_hub", metavar="ID", help="push the best model here at the end")
+    parser.add_argument("--private", action="store_true", help="of the repository on the Hub, if it is made")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as training.seed=1 or model.fusion_dim=256")
     options = parser.parse_intermixed_args(arguments)
     try:
+        if options.push_to_hub is not None:
+            check(options.push_to_hub)
         return options, load_recipe(options.recipe, options.overrides)
     except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
         parser.error(str(error))
@@ -307,6 +313,9 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator = build_accelerator(recipe, output)
     if recipe.training.ema_decay and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError("training.ema_decay needs whole weights in every process; FSDP and DeepSpeed shard them.")
+    pushes = options.push_to_hub is not None and accelerator.is_main_process
+    if pushes:
+        make_repository(options.push_to_hub, options.private)
     folder = RunFolder(output, accelerator, options.resume, recipe.training.keep_checkpoints)
     training = Training(recipe, accelerator, folder)
     if options.resume:
@@ -320,6 +329,8 @@ def main(arguments: list[str] | None = None) -> None:
     folder.finish(result)
     accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
     accelerator.end_training()
+    if pushes:
+        print(f"pushed: {push(output, options.push_to_hub, options.private)}")
 
 
 if __name__ == "__main__":

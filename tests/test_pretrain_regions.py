@@ -1,0 +1,93 @@
+"""The second half of CLIP's pretraining: what an object's region and caption are, and a short run of both towers."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_ris.data import decode_mask
+from hf_ris.data.refscenes import load_refscenes
+from hf_ris.data.transforms import mirror_text
+from train.pretrain_clip import looks
+from train.pretrain_clip import main as pretrain_clip
+from train.pretrain_regions import SceneRegions, region_features
+from train.pretrain_regions import main as pretrain
+
+
+RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"
+RESNET = "vision_cfg: {layers: [1, 1, 1, 1], width: 4, image_size: 32}"
+VIT = "vision_cfg: {layers: 1, width: 16, head_width: 8, patch_size: 16, image_size: 32}"
+TEXT = "text_cfg: {context_length: 24, width: 16, heads: 2, layers: 1}"
+DATA = "data={name: refscenes, size: 12, image_size: 64, validation_size: 4}"
+
+
+def test_regions_are_the_described_objects_and_captions_what_is_said_of_them():
+    scenes = load_refscenes("refscenes", "train", 4, image_size=64)
+    rows = SceneRegions(scenes, 64, seed=0, augment=False)
+    for index, row in enumerate(scenes):
+        regions, captions, truths = rows[0, index][3:]
+        assert len(regions) == len(captions) == len(truths) > 1
+        said = looks(row)
+        for region, caption, (_, category) in zip(regions, captions, truths):
+            (position,) = [place for place, (_, texts) in said.items() if texts[0] == caption]
+            assert row["objects"][position]["category"] == category
+            mask = torch.from_numpy(decode_mask(row["objects"][position]["mask"]))[2::4, 2::4]
+            assert not (region.bool() & ~mask).any()  # where another object covers it, it is not
+
+
+def test_a_mirrored_scene_is_described_in_the_mirror():
+    scenes = load_refscenes("refscenes", "train", 4, image_size=64)
+    rows = SceneRegions(scenes, 64, seed=0, augment=True)
+    mirrored = [(epoch, index) for epoch in range(3) for index in range(4) if rows.mirrored((epoch, index))]
+    assert 0 < len(mirrored) < 12
+    moved = 0
+    for key in mirrored:
+        texts = {text for _, said in looks(scenes[key[1]]).values() for text in said}
+        for caption in rows[key][4]:
+            assert mirror_text(caption) in texts
+            moved += caption not in texts
+    assert moved  # some named a side
+
+
+def test_a_region_is_the_mean_over_its_own_positions():
+    joint = torch.zeros(2, 3, 2, 2)
+    joint[1, :, 0, 0], joint[1, :, 1, 1] = torch.tensor([3.0, 0, 4]), torch.tensor([0.0, 5, 0])
+    regions = torch.zeros(2, 4, 4)
+    regions[0, :2, :2] = 1  # the cell (0, 0) alone
+    regions[1, 1:3, 1:3] = 1  # a quarter of every cell
+    features = region_features(joint, regions, torch.tensor([1, 1]))
+    torch.testing.assert_close(features[0], torch.tensor([0.6, 0, 0.8]))
+    torch.testing.assert_close(features[1], torch.tensor([3.0, 5, 4]) / 50**0.5)
+
+
+@pytest.mark.parametrize(("arch", "vision"), [("cris", RESNET), ("vatex", VIT)])
+def test_both_towers_learn_and_open_clip_loads_the_result(arch, vision, tmp_path):
+    recipe = RECIPES / arch / "refscenes.yaml"
+    overrides = [f"model.clip_config.arguments={{embed_dim: 16, {vision}, {TEXT}}}", DATA]
+    common = ["--recipe", str(recipe), "--batch-size", "4", "--no-bf16", "--learning-rate", "0.005"]
+    crops, regions = tmp_path / "crops", tmp_path / "regions"
+    pretrain_clip([*common, "--out", str(crops), "--steps", "2", "--scenes", "12", *overrides])
+    first = ["--clip", str(crops), "--out", str(regions), "--steps", "60", "--sizes", "64", "96", "--scenes", "12"]
+    pretrain([*common, *first, *overrides])
+
+    log = [json.loads(line)["loss"] for line in (regions / "log.jsonl").read_text().splitlines()]
+    assert log[-1] < 0.9 * log[0]
+    told = json.loads((regions / "pretraining.json").read_text())
+    assert told["sizes"] == [64, 96] and told["after"]["steps"] == 2
+    assert all(0 <= told[f"region_retrieval_accuracy_at_{size}"] <= 1 for size in (64, 96))
+    before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (crops, regions))
+    assert before.keys() == after.keys()
+    for part in ("visual.", "transformer.", "token_embedding"):
+        assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
+    open_clip.create_model(f"local-dir:{regions}")
+
+
+def test_what_has_no_first_half_is_one_sentence(tmp_path, capsys):
+    recipe = str(RECIPES / "cris" / "refscenes.yaml")
+    with pytest.raises(SystemExit):
+        pretrain(["--recipe", recipe, "--clip", str(tmp_path / "none"), "--out", str(tmp_path / "out"), DATA])
+    assert "holds no CLIP; make it with train/pretrain_clip.py" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
