@@ -35,6 +35,8 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
         if not {"data", "split", "control", "protocols"} <= one.keys():
             raise ValueError(f"{path} is not what train/evaluate.py writes with --result.")
         key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
+        if key in kept:
+            raise ValueError(f"{path} is a second evaluation of {key}; give one of each.")
         names = ("data", "expressions", "images", "protocols", "revision", "hardware")
         kept[key] = {name: one[name] for name in names}
     return kept

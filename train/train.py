@@ -315,7 +315,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError("training.ema_decay needs whole weights in every process; FSDP and DeepSpeed shard them.")
     pushes = options.push_to_hub is not None and accelerator.is_main_process
     if pushes:
-        make_repository(options.push_to_hub, options.private)
+        try:
+            make_repository(options.push_to_hub, options.private)
+        except ValueError as error:
+            sys.exit(f"{error} Nothing was trained.")
     folder = RunFolder(output, accelerator, options.resume, recipe.training.keep_checkpoints)
     training = Training(recipe, accelerator, folder)
     if options.resume:
@@ -330,7 +333,11 @@ def main(arguments: list[str] | None = None) -> None:
     accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
     accelerator.end_training()
     if pushes:
-        print(f"pushed: {push(output, options.push_to_hub, options.private)}")
+        try:
+            print(f"pushed: {push(output, options.push_to_hub, options.private)}")
+        except ValueError as error:
+            again = f"python train/push.py {output} {options.push_to_hub}"
+            sys.exit(f"{' '.join(str(error).split())} The run is whole; push it again by {again}")
 
 
 if __name__ == "__main__":

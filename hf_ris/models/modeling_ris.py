@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
+from .hub_ris import HubMixin
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
 from .vision_encoders import Encoder, restore_buffers
 
@@ -44,7 +45,7 @@ class RisOutput(ModelOutput):
     input_size: tuple[int, int] | None = None
 
 
-class RisPreTrainedModel(PreTrainedModel):
+class RisPreTrainedModel(HubMixin, PreTrainedModel):
     """Base class of the architectures.
 
     Initialisation: every module keeps what its own constructor gave it (timm, open_clip and torch know their layers
@@ -87,8 +88,12 @@ class RisPreTrainedModel(PreTrainedModel):
         model.load_pretrained_encoders()
         return model
 
+    @property
+    def architecture(self) -> str:
+        return self.config.model_type
+
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; also writes what makes the folder whole for remote code (second Auto class, pipeline)."""
+        """As in transformers, with a card and what remote code needs (second Auto class, pipeline)."""
         if self._auto_class is not None:
             module = type(self).__module__.split(".")[-1]
             auto_map = dict(self.config.__dict__.get("auto_map") or {})
@@ -97,6 +102,10 @@ class RisPreTrainedModel(PreTrainedModel):
             implementation = f"pipeline_ris.{ReferringImageSegmentationPipeline.__name__}"
             self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
         super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, tags: list[str] | None = None, **kwargs):
+        """As `HubMixin`, with the tags of `add_model_tags`."""
+        return super().push_to_hub(repo_id, tags=[*(self.model_tags or ()), *(tags or ())], **kwargs)
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs) -> None:
         for module in self.modules():

@@ -1,22 +1,37 @@
-"""`pipeline("referring-image-segmentation")`: an image and expressions in, masks out."""
+"""`pipeline("referring-image-segmentation")`: images and expressions in, masks out."""
+
+from collections.abc import Iterator, Sized
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import Pipeline
 from transformers.image_utils import load_image
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .hub_ris import HubMixin
+from .processing_ris import as_pil
 
 
 TASK = "referring-image-segmentation"
 
 
-class ReferringImageSegmentationPipeline(Pipeline):
+class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
     """Segments what expressions refer to.
 
     `pipe(image, ["the man in red", "left dog"])` gives, per expression, `{"text", "mask", "score", "heatmap"}`: mask is
     a PIL image of mode L (0 or 255) at the image's size, score lies in [0, 1], heatmap is a PIL image of mode L: the
-    probability times 255. `pipe([{"image": ..., "text": [...]}, ...])` takes several images. The image is a PIL image,
-    a path or a URL; `threshold=` replaces the processor's own.
+    probability times 255. An image is whatever the processor takes: a PIL image, a path, a URL, a uint8 array.
+
+    Several images, each with one or several expressions, give one such list for each: `pipe([image, other], [["a cup"],
+    ["left dog", "right dog"]])`, or `pipe(items)` with items `{"image": ..., "text": ...}` in a list, a generator or a
+    torch `Dataset`; the latter two are read and answered one batch after the other.
+
+    To the pipeline or to a call can be given: `threshold`, of the probability, in the processor's place; `timeout`,
+    seconds that a URL may take; `batch_size`, images that the model sees at once (1); `num_workers`, processes that
+    prepare them (0).
     """
 
     _load_processor = True
@@ -24,43 +39,76 @@ class ReferringImageSegmentationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    @property
+    def architecture(self) -> str:
+        return self.model.config.model_type
+
     def __call__(self, image, text=None, **kwargs):
         if text is None:
-            if not isinstance(image, (dict, list)):
+            if isinstance(image, str | Image.Image):
                 raise ValueError("Pass the expressions too: pipe(image, ['the man in red']).")
-            return super().__call__(image, **kwargs)
-        return super().__call__({"image": image, "text": text}, **kwargs)
+            return [] if image == [] else super().__call__(image, **kwargs)
+        if not isinstance(image, (list, tuple)):
+            return super().__call__({"image": image, "text": text}, **kwargs)
+        if isinstance(text, str) or len(text) != len(image):
+            raise ValueError(
+                f"{len(image)} images take a list of {len(image)} expressions or lists of expressions, one for each."
+            )
+        return super().__call__([{"image": of, "text": said} for of, said in zip(image, text)], **kwargs)
 
-    def _sanitize_parameters(self, threshold: float | None = None, **kwargs):
-        return {}, {}, {} if threshold is None else {"threshold": threshold}
+    def _sanitize_parameters(self, threshold: float | None = None, timeout: float | None = None):
+        before = {} if timeout is None else {"timeout": timeout}
+        return before, {}, {} if threshold is None else {"threshold": threshold}
 
-    def preprocess(self, inputs):
-        image = inputs["image"]
-        image = load_image(image) if isinstance(image, str) else image
-        text = [inputs["text"]] if isinstance(inputs["text"], str) else list(inputs["text"])
-        features = self.processor(images=image, text=[text], return_tensors="pt")
-        # sizes as the processor sees them: after EXIF orientation
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8) if isinstance(image, Image.Image) else False
-        height, width = (image.width, image.height) if turned else (image.height, image.width)
-        features["pixel_values"] = features["pixel_values"].to(self.dtype)
-        return {"features": features, "text": text, "size": (height, width)}
+    def preprocess(self, inputs: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        """One item with its image loaded and upright and its expressions in a list."""
+        if not isinstance(inputs, dict) or not {"image", "text"} <= inputs.keys():
+            raise ValueError("The pipeline takes items {'image': ..., 'text': ...}, got " + f"{inputs!r}"[:80] + ".")
+        image, text = inputs["image"], inputs["text"]
+        image = load_image(image, timeout=timeout) if isinstance(image, str) else image
+        return {"image": as_pil(image), "text": [text] if isinstance(text, str) else list(text)}
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """The model's inputs for several images, floating ones in the model's dtype."""
+        features = self.processor([item["image"] for item in items], [item["text"] for item in items])
+        return {
+            "features": features.to(self.dtype),
+            "text": [item["text"] for item in items],
+            "size": [(item["image"].height, item["image"].width) for item in items],
+        }
 
     def _forward(self, inputs):
         return {"outputs": self.model(**inputs["features"]), "text": inputs["text"], "size": inputs["size"]}
 
-    def postprocess(self, outputs, threshold: float | None = None):
-        results = self.processor.post_process_referring_segmentation(
-            outputs["outputs"], [outputs["size"]] * len(outputs["text"]), threshold
-        )
-        return [
-            {
-                "text": text,
-                "mask": _to_pil(result["mask"].float()),
-                "score": result["score"],
-                "heatmap": _to_pil(result["probability"]),
-            }
-            for text, result in zip(outputs["text"], results)
-        ]
+    def postprocess(self, outputs, threshold: float | None = None) -> list[list[dict[str, Any]]]:
+        """For each image of a batch the answers to its expressions."""
+        sizes = [size for size, texts in zip(outputs["size"], outputs["text"]) for _ in texts]
+        results = iter(self.processor.post_process_referring_segmentation(outputs["outputs"], sizes, threshold))
+        return [[_answer(text, next(results)) for text in texts] for texts in outputs["text"]]
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        batch = self.collate([self.preprocess(inputs, **preprocess_params)])
+        return self.postprocess(self.forward(batch, **forward_params), **postprocess_params)[0]
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Answers image by image. The base class would cut a batch's outputs by image, but they are by expression."""
+        sized = isinstance(inputs, Sized)
+        items = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        workers = num_workers if sized else min(num_workers, 1)  # several would each read all of it
+        for batch in DataLoader(items, batch_size=batch_size, num_workers=workers, collate_fn=self.collate):
+            yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """The model's files and the processor's; the base class leaves the latter's configuration out."""
+        self.processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
+
+
+def _answer(text: str, result: dict[str, Any]) -> dict[str, Any]:
+    mask, heatmap = _to_pil(result["mask"].float()), _to_pil(result["probability"])
+    return {"text": text, "mask": mask, "score": result["score"], "heatmap": heatmap}
 
 
 def _to_pil(values: torch.Tensor) -> Image.Image:

@@ -12,6 +12,7 @@ Post-processing evaluates the inverse map at every original pixel centre, so it 
 """
 
 import math
+from os import PathLike
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ProcessorMixin
 
 from .configuration_ris import RisConfig
+from .hub_ris import HubMixin
 
 
 GEOMETRIES = ("squash", "letterbox", "short_side", "center_crop")
@@ -42,12 +44,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _as_pil(image) -> Image.Image:
+def as_pil(image) -> Image.Image:
     """PIL image, path, URL, (H, W[, C]) or (C, H, W) uint8 array or tensor -> upright RGB."""
     if isinstance(image, Image.Image):
         return to_rgb(image)
-    if isinstance(image, str):
-        return to_rgb(load_image(image))
+    if isinstance(image, str | PathLike):
+        return to_rgb(load_image(str(image)))
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
@@ -137,7 +139,7 @@ class RisImageProcessor(BaseImageProcessor):
         """One image or a list -> pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) long for `short_side`."""
         if not isinstance(images, (list, tuple)):
             images = [images]
-        images = [_as_pil(image) for image in images]
+        images = [as_pil(image) for image in images]
         canvas = self.canvas_size([(image.height, image.width) for image in images])
         pixels = torch.stack([self._place(self._pixels(image), canvas) for image in images])
         data = {"pixel_values": pixels}
@@ -214,7 +216,7 @@ def _sample(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tens
     return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
-class RisProcessor(ProcessorMixin):
+class RisProcessor(HubMixin, ProcessorMixin):
     """Image processor and tokenizer of one architecture, and the way back from logits to masks.
 
     Args:
@@ -231,6 +233,10 @@ class RisProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
         self.max_text_length = max_text_length
         self.threshold = threshold
+
+    @property
+    def architecture(self) -> str:
+        return type(self).__module__.rpartition("processing_")[2]
 
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "RisProcessor":
@@ -252,7 +258,7 @@ class RisProcessor(ProcessorMixin):
         Raises:
             ValueError: an empty expression, or counts or sizes that do not match; the message names which.
         """
-        images = [_as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+        images = [as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         texts = _nest(text, len(images), "expressions")
         flat = [expression for group in texts for expression in group]
         inputs = self._tokenize(flat)

@@ -7,7 +7,7 @@ from transformers import BatchFeature
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
 from .noun_phrase import noun_phrase, resolved_method
-from .processing_ris import RisImageProcessor, RisProcessor, _as_pil, _nest
+from .processing_ris import RisImageProcessor, RisProcessor, _nest, as_pil
 
 
 class VatexProcessor(RisProcessor):
@@ -73,7 +73,7 @@ class VatexProcessor(RisProcessor):
 
     def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
         """As `RisProcessor`, and CLIP's view and prompts."""
-        images = [_as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+        images = [as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
         inputs = super().__call__(images, text, masks)
         if self.clip_image_size is not None:
             inputs["clip_pixel_values"] = self.clip_view()(images)["pixel_values"]

@@ -1,0 +1,202 @@
+"""The card (README.md) of a trained model: its architecture's, `model_cards/<arch>.md`, with the run's own numbers.
+
+The section "Measured" of the architecture's card, which is about the model bundled with this project, makes way for
+what was measured of this one, or for the sentence that nothing was. The head gets a `model-index`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+
+from hf_ris.data.refscenes import NAMES as REFSCENES
+
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "model_cards"
+PLACEHOLDER = "REPO_ID"  # in the examples of the architectures' cards
+
+_CONTROLS = {
+    "largest_object": "the largest object, without reading",
+    "other_scene_expression": "given the expression of another scene",
+    "other_object_expression": "given the expression of another object of the same image",
+}
+
+
+def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
+    """The card as Markdown with its YAML head.
+
+    Args:
+        facts: what results.json of a bundle says (train/bundle.py).
+        recipe: the resolved recipe. log: the lines of log.jsonl.
+
+    Raises:
+        ValueError: an architecture without a card.
+    """
+    path = TEMPLATES / f"{facts['architecture']}.md"
+    if not path.exists():
+        raise ValueError(f"{facts['architecture']} has no card: {path.name} is missing in {TEMPLATES.name}.")
+    card = ModelCard(path.read_text(encoding="utf-8"))
+    validation = _validation(recipe, log)
+    own = {
+        "Measured": _measured(facts, validation),
+        "Training": _training(facts, recipe),
+        "Licence": _licence(recipe),
+    }
+    sections = {**_sections(card.text), **own}
+    if recipe["data"]["name"] in REFSCENES:
+        sections["Limits"] += "\nTrained on RefScenes, drawn scenes: this model knows nothing of photographs.\n"
+    last = ("Measured", "Training", "Limits", "Licence")
+    names = [*(name for name in sections if name not in last), *last]
+    card.text = "".join(f"## {name}\n{sections[name]}" if name else sections[name] for name in names)
+    card.text = card.text.replace(PLACEHOLDER, repo_id)
+    results = _eval_results(facts, validation)
+    if results:
+        card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], results
+    return str(card)
+
+
+def _sections(text: str) -> dict[str, str]:
+    """What stands under each "## " heading, and under "" what stands before the first."""
+    before, *rest = text.split("\n## ")
+    sections = {"": before + "\n"}
+    for part in rest:
+        name, _, body = part.partition("\n")
+        sections[name] = body.rstrip() + "\n\n"
+    return sections
+
+
+def _validation(recipe: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation during training that chose the model: step, split, images, protocol and metrics."""
+    lines = [line for line in log if "evaluation" in line]
+    if not lines:
+        return None
+    best = max(lines, key=lambda line: line["evaluation"]["mIoU"])
+    data = recipe["data"]
+    return {
+        "step": best["step"],
+        "split": data["validation_split"],
+        "images": data["validation_size"],
+        "protocol": recipe["evaluation"]["protocol"],
+        "metrics": best["evaluation"],
+    }
+
+
+def _dataset(name: str) -> str:
+    """A Hub id or RefScenes' name as it is, of a folder its own name."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def _whole(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the metrics of parts, as `mIoU (1-2 words)`."""
+    return {name: value for name, value in metrics.items() if "(" not in name}
+
+
+def _results(facts: dict[str, Any]) -> list[tuple[str, str, str | None, dict[str, Any]]]:
+    """(data set, split, control or None, what was measured) of each evaluation."""
+    rows = []
+    for key, measured in facts["results"].items():
+        split, _, control = key.partition("/")
+        rows.append((_dataset(measured.get("data") or facts["trained_on"][0]), split, control or None, measured))
+    return rows
+
+
+def _eval_results(facts: dict[str, Any], validation: dict[str, Any] | None) -> list[EvalResult]:
+    """The entries of `model-index`, in percent; controls measure the benchmark and are left out."""
+    entries = [
+        (data, split, None, protocol, metrics)
+        for data, split, control, measured in _results(facts)
+        if control is None
+        for protocol, metrics in measured["protocols"].items()
+    ]
+    if validation and validation["split"] not in facts["results"]:
+        data = _dataset(facts["trained_on"][0])
+        images = {"images": validation["images"]} if validation["images"] else None
+        entries.append((data, validation["split"], images, validation["protocol"], validation["metrics"]))
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Referring image segmentation",
+            dataset_name=data,
+            dataset_type=data,
+            dataset_split=split,
+            dataset_args=part,
+            metric_type=name,
+            metric_name=f"{name} (percent, protocol {protocol})",
+            metric_value=round(100 * value, 2),
+            metric_args={"protocol": protocol},
+        )
+        for data, split, part, protocol, metrics in entries
+        for name, value in _whole(metrics).items()
+    ]
+
+
+def _measured(facts: dict[str, Any], validation: dict[str, Any] | None) -> str:
+    text = ""
+    for controls in (False, True):
+        rows = [row for row in _results(facts) if (row[2] is not None) is controls]
+        if controls and rows:
+            text += "Controls, which show what can be had without understanding:\n\n"
+        elif rows:
+            text += "By `train/evaluate.py`, in percent; a number holds under its protocol only.\n\n"
+        text += _table(rows)
+    if validation:
+        of = f"{validation['images']} images of " if validation["images"] else ""
+        metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in _whole(validation["metrics"]).items())
+        text += f"The model is the best by mIoU, at step {validation['step']:,}, on {of}`{validation['split']}` "
+        text += f"(protocol {validation['protocol']}): {metrics}. These chose it, so they flatter it.\n\n"
+    if not any(control is None for _, _, control, _ in _results(facts)):
+        missing = "On no test split has it been measured." if validation else "Nothing has been measured of this model."
+        text = f"{missing}\n\n{text}"
+    return f"\n{text}"
+
+
+def _table(rows: list[tuple[str, str, str | None, dict[str, Any]]]) -> str:
+    lines = []
+    for data, split, control, measured in rows:
+        for protocol, metrics in measured["protocols"].items():
+            what = f"{data}, {split}" + (f": {_CONTROLS[control]}" if control else "")
+            lines.append((what, protocol, f"{measured['expressions']:,}", _whole(metrics)))
+    if not lines:
+        return ""
+    names = list(dict.fromkeys(name for *_, metrics in lines for name in metrics))
+    head = ["data", "protocol", "expressions", *names]
+    cells = [
+        [*front, *(f"{100 * metrics[name]:.2f}" if name in metrics else "" for name in names)]
+        for *front, metrics in lines
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *cells)) + "\n"
+
+
+def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
+    hardware, data = facts["hardware"], recipe["data"]
+    machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    size = f"{data['size']:,} images" if data["size"] else "all images"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    lines = [
+        f"- Data: {_dataset(data['name'])}, `{data['split']}`, {size}",
+        f"- {facts['steps']:,} steps in {facts['training_seconds'] / 60:.0f} minutes, seed {facts['seed']}",
+        f"- Hardware: {machine}; processes: {hardware['processes']}",
+        f"- Parameters: {facts['parameters']:,}",
+        f"- hf_ris at git revision `{facts['revision']}`",
+        f"- {versions}",
+    ]
+    if facts.get("pretraining"):
+        minutes = facts["pretraining"]["seconds"] / 60
+        lines.insert(
+            1, f"- Before: an encoder was pretrained for {minutes:.0f} minutes (`pretraining` in results.json)"
+        )
+    plain = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return (
+        "\n" + "\n".join(lines) + "\n\nThe recipe, for `python train/train.py --recipe recipe.json`; the run's log is "
+        f"log.jsonl:\n\n<details>\n\n```yaml\n{plain}```\n\n</details>\n\n"
+    )
+
+
+def _licence(recipe: dict[str, Any]) -> str:
+    weights = recipe["initialize"]["weights"]
+    start = {
+        "scratch": "The weights, trained from a random start",
+        "encoders": "The encoders started from public weights, which keep their authors' licence; all else",
+    }.get(weights, f"Training started from the weights of {_dataset(weights)}, whose licence holds on; the code")
+    return f"\n{start}: Apache-2.0. The data keep the terms of their authors.\n"
