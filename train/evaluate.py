@@ -3,6 +3,10 @@
     python train/evaluate.py --model outputs/lts-refscenes/best --data refscenes --split test --result result.json
     accelerate launch --config_file train/accelerate/cpu_two.yaml train/evaluate.py --model ... --output answers.jsonl
     python train/evaluate.py --predictions a.jsonl --compare b.jsonl
+    python train/evaluate.py --model clipseg --data data/refcoco --split val
+
+`--model` also takes the name of a zero-shot baseline, `clipseg` or `grounded-sam`, whose weights come from the Hub, or
+from where the name says (`grounded-sam:IDEA-Research/grounding-dino-base,facebook/sam-vit-huge`).
 
 Results do not depend on the number of processes: every expression counts once, by its id. `--protocols` names one or
 more conventions (original, lavt480, cris, ...: hf_ris/metrics/protocols.py). `--control` measures what a benchmark
@@ -32,6 +36,7 @@ from transformers import AutoModelForImageSegmentation, AutoProcessor
 if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from hf_ris.baselines import is_baseline, load_baseline
 from hf_ris.data import (
     EvaluationRows,
     RisCollator,
@@ -244,7 +249,7 @@ class PredictionsFile:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id of a saved model and processor")
+    parser.add_argument("--model", help="folder or Hub id of a saved model and processor, or the name of a baseline")
     parser.add_argument("--data", default="refscenes", help="RefScenes flavour, folder or Hub id (default refscenes)")
     parser.add_argument("--split", default="test")
     parser.add_argument("--size", type=int, help="images taken (default: the whole split)")
@@ -264,6 +269,17 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.analyse is not None and options.predictions is not None:
         parser.error("--analyse looks into a model, and a file of --predictions has none")
     return options
+
+
+def load_model(reference: str) -> tuple[torch.nn.Module, Any]:
+    """Model and processor of a folder, a Hub id or a baseline. Ends the program with a sentence if a baseline fails."""
+    if not is_baseline(reference):
+        processor = AutoProcessor.from_pretrained(reference)
+        return AutoModelForImageSegmentation.from_pretrained(reference), processor
+    try:
+        return load_baseline(reference)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
 
 
 def report(options: argparse.Namespace, accelerator: Accelerator, evaluator: Evaluator, seconds: float) -> dict:
@@ -293,8 +309,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         dataset = load_split(options.data, options.split, options.size, options.image_size)
     model, processor = None, None
     if options.control != "largest_object":
-        processor = AutoProcessor.from_pretrained(options.model)
-        model = AutoModelForImageSegmentation.from_pretrained(options.model).to(accelerator.device)
+        model, processor = load_model(options.model)
+        model = model.to(accelerator.device)
     predictions = None if options.output is None else PredictionsFile(options.output, accelerator)
     if options.analyse is not None:  # not above: it needs matplotlib, of the extra `train`
         from train import analyses

@@ -111,6 +111,7 @@ def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
         ConversionError: a state dict that is not CRIS's, or of a CRIS that ours cannot be.
     """
     shapes = Shapes(state, "CRIS")
+    vocab_size, text_width = shapes.of("backbone.token_embedding.weight", axes=2)
     if shapes.count(r"backbone\.visual\.transformer\.(\w+)"):
         raise ConversionError(
             "The checkpoint's image encoder is a vision transformer; CRIS reads three levels of one of CLIP's ResNets."
@@ -121,7 +122,6 @@ def infer_config(state: dict[str, Tensor]) -> dict[str, Any]:
     own = {"layers": layers, "width": width}
     name = next((name for name in _RESNETS if own.items() <= designs[name]["vision_cfg"].items()), _RESNETS[0])
     context_length = shapes.of("backbone.positional_embedding")[0]
-    vocab_size, text_width = shapes.of("backbone.token_embedding.weight", axes=2)
     found = {
         "embed_dim": shapes.of("backbone.text_projection", axes=2)[1],
         "vision_cfg": {
