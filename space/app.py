@@ -20,6 +20,8 @@ from pictures import MAX_EXPRESSIONS, Refusal, open_picture, split_expressions
 from render import VIEWS, card
 from zoo import Zoo
 
+from hf_ris.baselines import BASELINES
+
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE / "examples"
@@ -100,7 +102,7 @@ def _inputs(zoo: Zoo, comparison: gr.State) -> tuple[gr.Image, gr.Textbox, gr.Ch
     )
     models = gr.CheckboxGroup(
         label="Models",
-        choices=[(entry.label, entry.key) for entry in zoo.bundled],
+        choices=[(entry.label, entry.key) for entry in zoo.offered],
         value=[entry.key for entry in zoo.bundled],
         elem_id="ris-models",
     )
@@ -148,8 +150,8 @@ def _add_model(zoo: Zoo, models: gr.CheckboxGroup) -> None:
             entry = zoo.add(reference)
         except Refusal as refusal:
             return gr.skip(), gr.skip(), notice(str(refusal))
-        known = known if entry in known or entry in zoo.bundled else [*known, entry]
-        choices = [(entry.label, entry.key) for entry in [*zoo.bundled, *known]]
+        known = known if entry in known or entry in zoo.offered else [*known, entry]
+        choices = [(entry.label, entry.key) for entry in [*zoo.offered, *known]]
         return gr.CheckboxGroup(choices=choices, value=[*chosen, entry.key]), known, ""
 
     gr.on(
@@ -277,4 +279,4 @@ def launch(demo: gr.Blocks, **kwargs):
 
 
 if __name__ == "__main__":
-    launch(build(Zoo(HERE / "checkpoints", allow_folders="SPACE_ID" not in os.environ)))
+    launch(build(Zoo(HERE / "checkpoints", allow_folders="SPACE_ID" not in os.environ, baselines=BASELINES)))

@@ -1,4 +1,4 @@
-"""The models of the Space: bundled folders, and Hub repositories or local folders that a visitor adds.
+"""The models of the Space: bundled folders, zero-shot baselines, and Hub repositories or folders that a visitor adds.
 
 A stranger's repository is data here, never code: only its JSON, text and safetensors files are fetched, its model type
 must be one of ours, and neither remote code nor a pickle is ever opened.
@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
 
 import hf_ris
+from hf_ris.baselines import BASELINES, load_baseline
 from hf_ris.data.refscenes import NAMES as REFSCENES
 
 
@@ -37,6 +39,7 @@ MAX_INPUT = 4_000_000  # pixels that a model may make of a picture; the papers' 
 MAX_TOKENS = 512
 MAX_ADDED = 2  # added models in memory; the one longest unused makes room
 SCENES_NOTE = "trained on RefScenes: drawn scenes, not photographs"
+BASELINE_NOTE = "zero-shot baseline; its weights come from the Hub when it is first used"
 
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -65,17 +68,17 @@ class Entry:
     """A model that can be chosen.
 
     Attributes:
-        key: what names it in the page and the API: a bundled folder's name, a Hub id or a folder's path.
+        key: what names it in the page and the API: a bundled folder's name, a baseline's, a Hub id or a folder's path.
         title: name to show.
-        architecture: its model type, in capitals.
-        folder: where its files lie.
+        architecture: its model type, in capitals; a baseline's title.
+        folder: where its files lie; None for a baseline.
         note: what it was trained on, where that limits what to expect of it.
     """
 
     key: str
     title: str
     architecture: str
-    folder: Path
+    folder: Path | None
     note: str | None
 
     @property
@@ -96,9 +99,14 @@ class Zoo:
     Args:
         bundled: folder whose subfolders are checkpoints (`save_pretrained` of model and processor).
         allow_folders: whether visitors may name local folders; not on a public server, whose disk they could probe.
+        baselines: names of `hf_ris.baselines` to offer beside them.
+
+    Attributes:
+        bundled: entries that the page starts with.
+        offered: these and the baselines.
     """
 
-    def __init__(self, bundled: str | Path, allow_folders: bool):
+    def __init__(self, bundled: str | Path, allow_folders: bool, baselines: Iterable[str] = ()):
         self.allow_folders = allow_folders
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.entries: dict[str, Entry] = {}
@@ -108,6 +116,10 @@ class Zoo:
                 entry = replace(entry, title=f"{entry.title} ({entry.key})")
             self.entries[entry.key] = entry
         self.bundled = list(self.entries.values())
+        for name in baselines:
+            title = BASELINES[name].title
+            self.entries[name] = Entry(name, title, title, None, BASELINE_NOTE)
+        self.offered = list(self.entries.values())
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -259,8 +271,14 @@ def check_config(reference: str, folder: Path) -> None:
 
 
 def load(entry: Entry, device: torch.device) -> LoadedModel:
-    """Model (float32, eval mode) and processor of a checked folder, tried out. Raises Refusal where they do not fit."""
+    """Model (float32, eval mode) and processor of a baseline, or of a checked folder, tried out.
+
+    Raises:
+        Refusal: where they do not fit, or cannot be had.
+    """
     try:
+        if entry.folder is None:
+            return _on(device, *load_baseline(entry.key))
         model = AutoModelForImageSegmentation.from_pretrained(
             entry.folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
         )
@@ -268,8 +286,12 @@ def load(entry: Entry, device: torch.device) -> LoadedModel:
         try_out(entry.title, model.eval(), processor)
     except Refusal:
         raise
-    except _MISFITS as error:
+    except (*_MISFITS, HTTPError) as error:
         raise _misfit(entry.title, error) from error
+    return _on(device, model, processor)
+
+
+def _on(device: torch.device, model: torch.nn.Module, processor: Any) -> LoadedModel:
     return LoadedModel(model.to(device), processor, sum(parameter.numel() for parameter in model.parameters()))
 
 

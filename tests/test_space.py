@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from test_baselines import save_clipseg
 
 from hf_ris import (
     LavtConfig,
@@ -27,6 +29,7 @@ from hf_ris import (
     LtsForReferringSegmentation,
     LtsProcessor,
 )
+from hf_ris.baselines import BASELINES
 from hf_ris.data.refscenes import VOCABULARY, RefScenes
 from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
@@ -573,6 +576,39 @@ def test_a_huge_repository_is_refused_before_download(checkpoints, copy, monkeyp
     with pytest.raises(Refusal, match="GB of files; the limit here is"):
         zoo_module.Zoo(checkpoints, allow_folders=False).add("owner/tiny")
     assert downloads == []
+
+
+def test_a_baseline_is_offered_and_loaded_when_it_is_first_used(checkpoints, uploads, tmp_path, monkeypatch):
+    baseline = replace(BASELINES["clipseg"], checkpoints=(save_clipseg(tmp_path / "clipseg"),))
+    monkeypatch.setitem(BASELINES, "clipseg", baseline)
+    loads = []
+    load = zoo_module.load_baseline
+    monkeypatch.setattr(zoo_module, "load_baseline", lambda name: loads.append(name) or load(name))
+    zoo = zoo_module.Zoo(checkpoints, allow_folders=False, baselines=BASELINES)
+    models = next(block for block in app.build(zoo).blocks.values() if block.elem_id == "ris-models")
+    assert [key for _, key in models.choices] == ["lavt", "lts", "clipseg", "grounded-sam"]
+    assert models.value == ["lavt", "lts"] and loads == []
+    image = {"path": str(uploads["wide.png"])}
+    found = app.answer(zoo, image, "star\nred car", ["lts", "clipseg"])
+    app.answer(zoo, image, "star", ["clipseg"])
+    assert loads == ["clipseg"] and [maps.entry.title for maps in found.models] == ["LTS", "CLIPSeg"]
+    maps = found.models[1]
+    assert maps.probabilities.shape == (2, *found.picture.image.size[::-1]) and maps.threshold == 0.3
+    shown = render.card(found, maps, "Masks", maps.threshold)
+    assert "CLIPSeg" in shown and "zero-shot baseline; its weights come from the Hub" in shown
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_a_baseline_that_cannot_be_had_is_one_sentence(checkpoints, uploads, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    zoo = zoo_module.Zoo(checkpoints, allow_folders=False, baselines=BASELINES)
+    with pytest.raises(
+        Refusal, match="could not be loaded: The weights of .* are neither cached nor reachable"
+    ) as refusal:
+        app.answer(zoo, {"path": str(uploads["grey.png"])}, "star", ["lts", name])
+    assert "\n" not in str(refusal.value) and str(refusal.value).startswith(BASELINES[name].title)
+    assert app.answer(zoo, {"path": str(uploads["grey.png"])}, "star", ["lts"]).models
 
 
 @pytest.mark.parametrize("allow_folders", [False, True])
