@@ -60,6 +60,11 @@ class HubServer:
         }
         return inherited | own | ({} if token is None else {"HF_TOKEN": token})
 
+    def add(self, name: str, folder: Path) -> None:
+        """Make a folder's files a model's repository."""
+        self.kinds[name] = "models"
+        self.files[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
     def fail(self, pattern: str, how: int | str, times: int = 1) -> None:
         """The next `times` requests "METHOD path" in which `pattern` is found fail.
 
@@ -189,11 +194,13 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.data)
         name, kind = f"{asked.get('organization') or USER}/{asked['name']}", f"{asked.get('type') or 'model'}s"
         status = 409 if name in self.hub.files else 200
+        if not name.startswith(f"{USER}/"):
+            return self.answer({"error": f"{USER} may not write to {name}"}, 403)
         if status == 200:
             self.hub.files[name], self.hub.kinds[name] = {}, kind
             if asked.get("visibility") == "private" or asked.get("private"):
                 self.hub.private.add(name)
-        self.answer({"url": self.address(kind, name), "name": name, "id": name}, status)
+        return self.answer({"url": self.address(kind, name), "name": name, "id": name}, status)
 
     def address(self, kind: str, name: str) -> str:
         return f"{self.hub.url}/{name}" if kind == "models" else f"{self.hub.url}/{kind}/{name}"

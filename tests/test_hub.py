@@ -3,10 +3,14 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+import hf_ris
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +113,117 @@ print(json.dumps([fetch(), found, fetch(local_files_only=True)]))
         hub.failures.clear()
         whole, _, offline = run(script, hub, tmp_path, "weights")
         assert whole is True and offline is True
+
+
+# ---------------------------------------------------------------- pushed models, loaded without this package
+
+PUSH_MODELS = """
+import json, sys
+import numpy as np, torch
+from conftest import build_tiny
+from PIL import Image
+from transformers import pipeline
+
+image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)).resize((112, 80))
+image.save("photo.png")
+texts, names = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for number, name in enumerate(names):
+    model, processor = build_tiny(name)
+    if number % 2:  # a model and a processor, or both at once
+        pipeline("referring-image-segmentation", model=model, processor=processor).push_to_hub(f"someone/{name}")
+    else:
+        model.push_to_hub(f"someone/{name}", private=True, tags=["tiny"])
+        processor.push_to_hub(f"someone/{name}")
+    with torch.no_grad():
+        outputs = model(**processor(image, texts))
+    answers = processor.post_process_referring_segmentation(outputs, [(80, 112)] * len(texts))
+    masks = [answer["mask"].numpy() for answer in answers]
+    np.savez(f"{name}.npz", logits=outputs.logits.numpy(), masks=masks)
+print(json.dumps("pushed"))
+"""
+
+LOAD_MODELS = """
+import json, sys
+{hide}
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor, pipeline
+
+torch.set_num_threads(1)
+image, told = Image.open("photo.png"), {{}}
+texts, names = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+for name in names:
+    expected, repo = np.load(f"{{name}}.npz"), f"someone/{{name}}"
+    processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+    inputs = processor(image, texts)
+    gaps = []
+    for auto in (AutoModel, AutoModelForImageSegmentation):
+        model = auto.from_pretrained(repo, trust_remote_code=True).eval()
+        with torch.no_grad():
+            gaps.append(float((model(**inputs).logits - torch.from_numpy(expected["logits"])).abs().max()))
+    pipe = pipeline("referring-image-segmentation", model=repo, trust_remote_code=True)
+    masks = np.stack([np.asarray(answer["mask"]) > 0 for answer in pipe("photo.png", texts)])
+    kind = type(AutoImageProcessor.from_pretrained(repo, trust_remote_code=True)).__name__
+    told[name] = [max(gaps), bool((masks == expected["masks"]).all()), kind, model.dtype is torch.float32]
+absent = [name for name in ("hf_ris", "datasets", "evaluate", "pycocotools", "accelerate") if name not in sys.modules]
+print(json.dumps([told, absent]))
+"""
+
+HIDE = """
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):  # what a user of the Hub need not have is not found
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        absent = ("hf_ris", "datasets", "evaluate", "pycocotools", "accelerate", "gradio", "spacy")
+        return None if name.split(".")[0] in absent else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+
+
+def push_models(hub: HubServer, names: list[str], cwd: Path) -> None:
+    assert run(PUSH_MODELS, hub, cwd, json.dumps(TEXTS), json.dumps(names), path=f"{ROOT}:{ROOT / 'tests'}") == "pushed"
+
+
+def assert_loads(hub: HubServer, names: list[str], cwd: Path, hide: str = "", **options) -> None:
+    script, home = LOAD_MODELS.format(hide=hide), str(cwd / "other")  # caches of the other process would help
+    told, absent = run(script, hub, cwd, json.dumps(TEXTS), json.dumps(names), HF_HOME=home, **options)
+    assert "hf_ris" in absent and "datasets" in absent
+    for name in names:
+        gap, same_masks, kind, full_precision = told[name]
+        assert gap <= 1e-6 and same_masks and kind == "RisImageProcessor" and full_precision, (name, told[name])
+
+
+def test_pushed_models_are_whole_and_load_without_the_package(tmp_path):
+    with HubServer() as hub:
+        push_models(hub, ["lavt", "vatex"], tmp_path)
+        assert hub.commits == ["someone/lavt", "someone/lavt", "someone/vatex"] and hub.private == {"someone/lavt"}
+        for name in ("lavt", "vatex"):
+            files = hub.files[f"someone/{name}"]
+            code = {
+                f"{kind}_{file}.py" for kind in ("modeling", "configuration", "processing") for file in (name, "ris")
+            }
+            settings = {"config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+            assert code | settings | {"model.safetensors", "pipeline_ris.py", "README.md"} <= files.keys()
+            assert not any(path.endswith((".bin", ".pt", ".pyc")) for path in files)
+            card = ModelCard(files["README.md"].decode())
+            assert card.data.license == "apache-2.0" and card.data.tags[:2] == ["referring-image-segmentation", name]
+            assert f'model="someone/{name}"' in card.text and "no measured number" in card.text
+        assert ModelCard(hub.files["someone/lavt"]["README.md"].decode()).data.tags[-1] == "tiny"
+        assert_loads(hub, ["lavt", "vatex"], tmp_path, hide=HIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_architecture_loads_in_a_fresh_environment(tmp_path):
+    """A new virtual environment that holds what a card asks for and nothing of this project."""
+    environment, names = tmp_path / "venv", sorted(hf_ris.ARCHITECTURES)
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    needed = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "pillow")
+    pinned = [f"{name}=={version(name)}" for name in needed]
+    python = str(environment / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *pinned], check=True)
+    with HubServer() as hub:
+        push_models(hub, names, tmp_path)
+        assert_loads(hub, names, tmp_path, python=python)

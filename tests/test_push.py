@@ -1,0 +1,193 @@
+"""What train/push.py sends, and the card it writes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+from train import push
+from train.bundle import measured
+from train.card import model_card
+
+
+BUNDLE = ROOT / "space" / "checkpoints" / "lavt-refscenes"
+
+
+def bundle_parts() -> tuple[dict, dict, list]:
+    facts, recipe = (json.loads((BUNDLE / name).read_text()) for name in ("results.json", "recipe.json"))
+    return facts, recipe, [json.loads(line) for line in (BUNDLE / "log.jsonl").read_text().splitlines()]
+
+
+def section(card: ModelCard, name: str) -> str:
+    return card.text.split(f"## {name}\n")[1].split("\n## ")[0]
+
+
+def test_a_card_holds_the_runs_numbers():
+    facts, recipe, log = bundle_parts()
+    card = ModelCard(model_card("user/mine", facts, recipe, log))
+    wanted = {
+        (split, name): round(100 * value, 2)
+        for split in ("test", "test_compositional")
+        for name, value in facts["results"][split]["protocols"]["original"].items()
+        if "(" not in name
+    }
+    results = [result for result in card.data.eval_results if result.dataset_split != "val"]
+    assert card.data.model_name == "mine"
+    assert {(result.dataset_split, result.metric_type): result.metric_value for result in results} == wanted
+    assert {result.dataset_name for result in results} == {"refscenes"}
+    assert all(result.metric_args == {"protocol": "original"} for result in results)
+    best = max((line for line in log if "evaluation" in line), key=lambda line: line["evaluation"]["mIoU"])
+    chosen = [result for result in card.data.eval_results if result.dataset_split == "val"]
+    assert {result.metric_type: result.metric_value for result in chosen}["mIoU"] == round(
+        100 * best["evaluation"]["mIoU"], 2
+    )
+    assert chosen[0].dataset_args == {"images": 200}
+    told = section(card, "Measured")
+    assert "| refscenes, test | original | 29,357 | 61.85 | 63.28 |" in told
+    assert "given the expression of another scene" in told and f"step {best['step']:,}, on 200 images of `val`" in told
+    assert "space/checkpoints" not in card.text and "REPO_ID" not in card.text  # nothing of the bundled one's text
+    training = section(card, "Training")
+    for said in (
+        "16,000 steps in 48 minutes, seed 0",
+        "AMD EPYC",
+        facts["revision"],
+        "1,944,092",
+        "13 minutes",
+        "torch",
+    ):
+        assert said in training, said
+    assert "learning_rate: 0.0015" in training
+    assert "knows nothing of photographs" in section(card, "Limits")
+    assert "random start: Apache-2.0" in section(card, "Licence") and "arxiv.org/abs/2112.02244" in card.text
+    assert 'model="user/mine"' in section(card, "Use")
+    assert str(ModelCard(str(card))) == str(card)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_card_without_a_number_says_so(validated):
+    facts, recipe, log = bundle_parts()
+    log = [line for line in log if validated or "evaluation" not in line]
+    recipe["data"]["name"], facts["trained_on"] = "user/refcoco", ["user/refcoco"]
+    recipe["initialize"]["weights"] = "encoders"
+    card = ModelCard(model_card("user/mine", facts | {"results": {}, "pretraining": None}, recipe, log))
+    told = section(card, "Measured")
+    assert ("On no test split has it been measured." in told) is validated
+    assert ("Nothing has been measured of this model." in told) is not validated
+    assert bool(card.data.eval_results) is validated and ("model-index" in card.content) is validated
+    assert "photographs" not in section(card, "Limits") and "keep their authors' licence" in section(card, "Licence")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "model_cards").glob("*.md")))
+def test_every_card_can_be_rendered(name):
+    facts, recipe, log = bundle_parts()
+    template = ModelCard.load(ROOT / "model_cards" / f"{name}.md")
+    card = ModelCard(model_card("user/mine", facts | {"architecture": name}, recipe, log))
+    assert {*template.data.tags, name} == set(card.data.tags) and card.data.license == template.data.license
+    for kept in ("Use", "Deviations", "Limits"):
+        assert section(template, kept).replace("REPO_ID", "user/mine").strip() in card.text
+    assert card.text.count("\n## Measured\n") == 1 and card.text.count("| refscenes, test |") == 1
+
+
+PUSH = f"""
+import json, sys
+from pathlib import Path
+import huggingface_hub
+from train import push, train
+
+sys.argv = ["push.py"]
+recipe = "{ROOT}/train/recipes/lts/refscenes.yaml"
+short = ["training.max_steps=2", "training.batch_size=2", "data.size=8", "data.validation_size=4", "output_dir=run"]
+train.main(["--recipe", recipe, *short, "--push-to-hub", "someone/run"])
+push.main(["{BUNDLE}", "someone/bundle", "--private"])
+said = []
+
+def fails(call, *arguments):
+    try:
+        call(*arguments)
+    except SystemExit as stop:
+        said.append(str(stop))
+
+fails(push.main, ["{BUNDLE}", "taken/bundle"])
+huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
+fails(push.main, ["{BUNDLE}", "someone/bundle"])
+fails(train.main, ["--recipe", recipe, "output_dir=never", "--push-to-hub", "someone/run"])
+said.append(Path("never").exists())
+print(json.dumps(said))
+"""
+
+
+def test_runs_and_bundles_are_pushed(tmp_path):
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "hf") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.commits == ["someone/run", "someone/bundle"] and hub.private == {"someone/bundle"}
+    for name, architecture in (("run", "lts"), ("bundle", "lavt")):
+        files = hub.files[f"someone/{name}"]
+        for wanted in (
+            "model.safetensors",
+            "config.json",
+            "processor_config.json",
+            "tokenizer.json",
+            "pipeline_ris.py",
+        ):
+            assert wanted in files
+        assert {f"modeling_{architecture}.py", "recipe.json", "results.json", "log.jsonl"} <= files.keys()
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.eval_results and f'model="someone/{name}"' in card.text
+        assert json.loads(files["recipe.json"])["output_dir"] is None
+    assert files["model.safetensors"] == (BUNDLE / "model.safetensors").read_bytes()
+    assert "pretraining_log.jsonl" in files
+    refused, unreachable, untrained, exists = json.loads(done.stdout.splitlines()[-1])
+    assert refused.startswith("push.py: taken/bundle was not pushed to http://127.0.0.1") and "403" in refused
+    assert "someone/bundle was not pushed to http://127.0.0.1:9: " in unreachable and "\n" not in unreachable
+    assert "did not make someone/run" in untrained and untrained.endswith("Nothing was trained.") and not exists
+
+
+def test_a_bundle_takes_further_evaluations(tmp_path):
+    facts, _, _ = bundle_parts()
+    further = {"data": "data/refcoco", "split": "testA", "control": None, **facts["results"]["test"]}
+    path = tmp_path / "testA.json"
+    path.write_text(json.dumps(further))
+    _, read, recipe = push.read(BUNDLE, [path], None)
+    assert read["results"]["testA"]["data"] == "data/refcoco" and recipe["output_dir"] is None
+    assert read["results"]["test"] == facts["results"]["test"]
+    with pytest.raises(ValueError, match="second evaluation of testA"):
+        measured([path, path])
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="testA.json is not what train/evaluate.py writes"):
+        measured([path])
+
+
+def test_what_cannot_be_pushed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(BUNDLE, unfinished)
+    (unfinished / "config.json").unlink()
+    for source, name, sentence in (
+        (tmp_path / "none", "user/x", "push.py: There is no folder .*none"),
+        (tmp_path, "user/x", "is neither a run of train/train.py .* nor a bundle"),
+        (unfinished, "user/x", "unfinished holds no model"),
+        (BUNDLE, "user/x/y", "Repo id must be in the form"),
+        (BUNDLE, "user/a b", "Repo id must use alphanumeric"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            push.main([str(source), name])
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    with pytest.raises(SystemExit, match="Nobody is logged in to the Hub: run `hf auth login`, or set HF_TOKEN"):
+        push.main([str(BUNDLE), "user/x"])
+
+
+def test_the_repository_can_be_looked_at_first(tmp_path):
+    out = tmp_path / "repository"
+    push.main([str(BUNDLE), "user/lavt", "--out", str(out)])
+    assert ModelCard.load(out / "README.md").data.model_name == "lavt"
+    assert (out / "modeling_lavt.py").exists() and Path(out / "model.safetensors").stat().st_size > 1e6
