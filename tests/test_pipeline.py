@@ -120,8 +120,9 @@ def test_thresholds(lts):
     assert ((np.asarray(own["mask"]) > 0) == (shown > lts[1].threshold))[np.abs(shown - lts[1].threshold) > 0.01].all()
 
 
-@pytest.mark.parametrize("name", sorted(hf_ris.ARCHITECTURES))
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name, dtype", [*((name, torch.bfloat16) for name in sorted(hf_ris.ARCHITECTURES)), ("vatex", torch.float16)]
+)
 def test_half_precision(name, dtype, tiny_trio):
     model, processor = tiny_trio(name)
     expected = pipeline(TASK, model=model, processor=processor)(items()[1])

@@ -205,7 +205,7 @@ class ClipPrior(nn.Module):
             similarities = torch.cat([whole[:, None], similarities], 1)
         if self.norm:
             similarities = F.normalize(similarities, dim=1)
-        return self.output(self.embedding(similarities))
+        return self.output(self.embedding(similarities.to(self.embedding.weight.dtype)))  # cosines are float32
 
 
 class PixelEncoder(nn.Module):
