@@ -75,7 +75,7 @@ def test_a_card_without_a_number_says_so(validated):
     log = [line for line in log if validated or "evaluation" not in line]
     recipe["data"]["name"], facts["trained_on"] = "user/refcoco", ["user/refcoco"]
     recipe["initialize"]["weights"] = "encoders"
-    card = ModelCard(model_card("user/mine", facts | {"results": {}, "pretraining": None}, recipe, log))
+    card = ModelCard(model_card("user/mine", facts | {"results": {}, "pretraining": []}, recipe, log))
     told = section(card, "Measured")
     assert ("On no test split has it been measured." in told) is validated
     assert ("Nothing has been measured of this model." in told) is not validated

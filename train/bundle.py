@@ -5,8 +5,8 @@
 
 The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and
 results.json: what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of
-train/evaluate.py), keyed by split and control. Of a run that started from an encoder pretrained here (`--pretraining`
-names that one's folder) it also tells the pretraining, with its pretraining_log.jsonl. The first 200 steps can be
+train/evaluate.py), keyed by split and control. Of a run that started from encoders pretrained here (`--pretraining`
+names their folders) it also tells the pretraining, with pretraining_log.jsonl. The first 200 steps can be
 replayed and compared with the log, once the pretraining is repeated:
 
     python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json --stop-at-step 200 output_dir=again
@@ -42,7 +42,7 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
     return kept
 
 
-def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dict[str, Any]:
+def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict[str, Any]:
     """What results.json says: the run's own facts, and each evaluation."""
     facts = json.loads((run / "run.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -54,7 +54,9 @@ def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dic
         "seed": facts["recipe"]["training"]["seed"],
         "steps": steps[-1]["step"],
         "training_seconds": round(steps[-1]["seconds"]),
-        "pretraining": json.loads((pretraining / "pretraining.json").read_text()) if pretraining else None,
+        "pretraining": [
+            {"folder": folder.name, **json.loads((folder / "pretraining.json").read_text())} for folder in pretraining
+        ],
         "revision": facts["revision"],
         "versions": facts["versions"],
         "hardware": facts["hardware"],
@@ -62,7 +64,17 @@ def results(run: Path, evaluations: list[Path], pretraining: Path | None) -> dic
     }
 
 
-def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: Path | None = None) -> None:
+def pretraining_log(pretraining: list[Path]) -> str:
+    """The log lines of all pretrainings, each line with its folder's name."""
+    lines = [
+        json.dumps({"folder": folder.name, **json.loads(line)}) + "\n"
+        for folder in pretraining
+        for line in (folder / "log.jsonl").read_text().splitlines()
+    ]
+    return "".join(lines)
+
+
+def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: list[Path]) -> None:
     """Write the folder `out` from a run's folder.
 
     Raises:
@@ -81,7 +93,7 @@ def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: Path | No
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     (out / "results.json").write_text(json.dumps(results(run, evaluations, pretraining), indent=2) + "\n")
     if pretraining:
-        shutil.copyfile(pretraining / "log.jsonl", out / "pretraining_log.jsonl")
+        (out / "pretraining_log.jsonl").write_text(pretraining_log(pretraining))
 
 
 def main() -> None:
@@ -89,7 +101,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="output_dir of a training run")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
-    parser.add_argument("--pretraining", type=Path, help="folder of train/pretrain_*.py that the run started from")
+    parser.add_argument(
+        "--pretraining",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of train/pretrain_*.py that it started from",
+    )
     options = parser.parse_args()
     bundle(options.run, options.out, options.evaluations, options.pretraining)
 

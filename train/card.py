@@ -168,6 +168,11 @@ def _table(rows: list[tuple[str, str, str | None, dict[str, Any]]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *cells)) + "\n"
 
 
+def _seconds(pretraining: dict[str, Any]) -> float:
+    """Of a pretraining and of the one that it went on from."""
+    return pretraining["seconds"] + (_seconds(pretraining["after"]) if "after" in pretraining else 0)
+
+
 def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     hardware, data = facts["hardware"], recipe["data"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
@@ -181,11 +186,9 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
         f"- hf_ris at git revision `{facts['revision']}`",
         f"- {versions}",
     ]
-    if facts.get("pretraining"):
-        minutes = facts["pretraining"]["seconds"] / 60
-        lines.insert(
-            1, f"- Before: an encoder was pretrained for {minutes:.0f} minutes (`pretraining` in results.json)"
-        )
+    if facts["pretraining"]:
+        minutes = sum(_seconds(one) for one in facts["pretraining"]) / 60
+        lines.insert(1, f"- Before: encoders were pretrained for {minutes:.0f} minutes (`pretraining` in results.json)")
     plain = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return (
         "\n" + "\n".join(lines) + "\n\nThe recipe, for `python train/train.py --recipe recipe.json`; the run's log is "

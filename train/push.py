@@ -5,8 +5,8 @@
     python train/push.py space/checkpoints/lts-refscenes user/lts-refscenes
 
 The first argument is a run's folder (train/train.py; its best model is taken) or a bundle (train/bundle.py), further
-ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from an encoder pretrained here,
-`--pretraining` names that one's folder. The card is the architecture's with these numbers; without any it says so.
+ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from encoders pretrained here,
+`--pretraining` names their folders. The card is the architecture's with these numbers; without any it says so.
 `--out DIR` writes the repository there instead, to look at. Log in first: `hf auth login`, or set HF_TOKEN.
 """
 
@@ -29,7 +29,7 @@ from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 import hf_ris  # noqa: F401, registers the architectures
 from hf_ris.models.hub_ris import upload
-from train.bundle import measured, results
+from train.bundle import measured, pretraining_log, results
 from train.card import model_card
 
 
@@ -61,7 +61,7 @@ def push(
     repo_id: str,
     private: bool = False,
     evaluations: list[Path] | None = None,
-    pretraining: Path | None = None,
+    pretraining: list[Path] | None = None,
 ) -> str:
     """Push a run or a bundle; returns the commit's address.
 
@@ -70,7 +70,7 @@ def push(
     """
     check(repo_id)
     with TemporaryDirectory() as folder:
-        write_repository(source, Path(folder), repo_id, evaluations or [], pretraining)
+        write_repository(source, Path(folder), repo_id, evaluations or [], pretraining or [])
         try:
             message = f"Push {source.name} with hf_ris"
             return upload(folder, repo_id, private or None, commit_message=message, replace_card=True).commit_url
@@ -79,30 +79,25 @@ def push(
             raise ValueError(f"{repo_id} was not pushed to {constants.ENDPOINT}: {reason}") from error
 
 
-def write_repository(
-    source: Path, out: Path, repo_id: str, evaluations: list[Path], pretraining: Path | None = None
-) -> None:
+def write_repository(source: Path, out: Path, repo_id: str, evaluations: list[Path], pretraining: list[Path]) -> None:
     """All that the repository shall hold, from a run's folder or a bundle."""
     folder, facts, recipe = read(source, evaluations, pretraining)
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageSegmentation.from_pretrained(folder)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    logs = {"log.jsonl": source / "log.jsonl", "pretraining_log.jsonl": source / "pretraining_log.jsonl"}
+    for name in ("log.jsonl", "pretraining_log.jsonl"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
     if pretraining:
-        logs["pretraining_log.jsonl"] = pretraining / "log.jsonl"
-    for name, path in logs.items():
-        if path.exists():
-            shutil.copyfile(path, out / name)
+        (out / "pretraining_log.jsonl").write_text(pretraining_log(pretraining))
     log = [json.loads(line) for line in (source / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     for name, content in (("results.json", facts), ("recipe.json", recipe)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(model_card(repo_id, facts, recipe, log), encoding="utf-8")
 
 
-def read(
-    source: Path, evaluations: list[Path], pretraining: Path | None
-) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """(folder of the model, facts as in results.json, recipe without its output_dir) of a run or a bundle."""
     if not source.is_dir():
         raise ValueError(f"There is no folder {source}.")
@@ -126,7 +121,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("repo_id", metavar="ID", help="repository on the Hub, as user/name; made if it is not there")
     parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
     parser.add_argument("--private", action="store_true", help="of a repository that is made")
-    parser.add_argument("--pretraining", type=Path, help="folder of train/pretrain_*.py that the run started from")
+    parser.add_argument(
+        "--pretraining",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="folders of train/pretrain_*.py that it started from",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the repository here and push nothing")
     options = parser.parse_intermixed_args(arguments)
     try:
