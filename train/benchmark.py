@@ -54,17 +54,17 @@ from train.build import load_split
 from train.run_folder import hardware, versions
 
 
-def random_inputs(config, expressions: int, device: torch.device, words: int) -> dict[str, Tensor]:
-    """One square image at the config's size and `expressions` of `words` tokens, all different."""
+def random_inputs(config, expressions: int, device: torch.device, words: int, images: int = 1) -> dict[str, Tensor]:
+    """Square images at the config's size and `expressions` of `words` tokens, all different, on the images by turns."""
     generator = torch.Generator().manual_seed(0)
     side = config.image_size
     inputs = {
-        "pixel_values": torch.randn(1, 3, side, side, generator=generator),
+        "pixel_values": torch.randn(images, 3, side, side, generator=generator),
         "input_ids": torch.randint(2, 50, (expressions, words), generator=generator),
         "attention_mask": torch.ones(expressions, words, dtype=torch.long),
-        "image_index": torch.zeros(expressions, dtype=torch.long),
+        "image_index": torch.arange(expressions) % images,
     }
-    for name, shape in config.further_inputs(1, expressions, words).items():
+    for name, shape in config.further_inputs(images, expressions, words).items():
         if name.endswith("_mask"):
             inputs[name] = torch.ones(shape, dtype=torch.long)
         elif name.endswith("_ids"):

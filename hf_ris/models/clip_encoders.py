@@ -152,7 +152,7 @@ class ClipViT(Encoder):
         positions = resized_positions(tower.positional_embedding, height, width)
         tokens = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
         summary = (tower.class_embedding + tower.positional_embedding[0]).to(tokens.dtype)
-        tokens = torch.cat([summary.expand(len(tokens), 1, -1), tokens], 1)
+        tokens = torch.cat([summary.expand(tokens.shape[0], 1, -1), tokens], 1)
         tokens = tower.ln_post(tower.transformer(tower.ln_pre(tokens))) @ tower.proj
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)), tokens[:, 0]
 

@@ -329,7 +329,7 @@ def attention_mask(mask_logits: Tensor, size: tuple[int, int], content: Tensor |
     mask = (logits >= 0).flatten(2)
     real = torch.ones_like(mask) if content is None else inside(content, *size).flatten(1)[:, None].expand_as(mask)
     mask = mask & real
-    return torch.where(mask.any(-1, keepdim=True), mask, real)[:, None]
+    return (mask | (real & ~mask.any(-1, keepdim=True)))[:, None]  # a `where` of truth values, which ONNX Runtime lacks
 
 
 class VatexForReferringSegmentation(RisPreTrainedModel):

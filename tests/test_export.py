@@ -1,0 +1,113 @@
+"""Exported files: the same logits as the model, with sizes of their own, by one command and in both formats."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import hf_ris
+from train import export
+from train.export import main
+
+
+EXPRESSIONS = ["the red star", "second ball from the left", "cup"]
+WORDS = 6
+
+
+def save(model, folder) -> None:
+    """With room for few words, since it takes long to unroll a GRU over many."""
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_text_length": WORDS}))
+
+
+def run_onnx(path, inputs) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(path)
+    assert [entry.name for entry in session.get_outputs()] == ["logits"]
+    return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+
+def run_pt2(path, inputs) -> torch.Tensor:
+    return torch.export.load(path).module()(**inputs)
+
+
+@pytest.mark.parametrize(("suffix", "run"), [(".onnx", run_onnx), (".pt2", run_pt2)])
+def test_a_saved_model_becomes_a_file_that_takes_what_its_processor_makes(suffix, run, tiny_trio, tmp_path, capsys):
+    model, processor = tiny_trio("lts")
+    save(model, tmp_path / "model")
+    path = tmp_path / f"model{suffix}"
+    main(["--model", str(tmp_path / "model"), "--out", str(path)])
+    said = capsys.readouterr().out
+    assert float(said.split()[-1]) < 1e-4 and f"wrote {path}" in said
+    images = [Image.effect_noise((90, 60), 60).convert("RGB") for _ in range(3)]
+    inputs = dict(processor(images, [EXPRESSIONS[:1], EXPRESSIONS, EXPRESSIONS[1:]]))
+    for name in ("input_ids", "attention_mask"):  # its GRU is unrolled over as many words
+        inputs[name] = torch.nn.functional.pad(inputs[name], (0, WORDS - inputs[name].shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(run(path, inputs), model(**inputs).logits, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted(hf_ris.ARCHITECTURES))
+def test_every_architecture_in_onnx_runtime(architecture, tmp_path):
+    """Other numbers of images, expressions and (but for a GRU) words than traced, within 1e-3."""
+    model = export.small_model(architecture)
+    path = tmp_path / "model.onnx"
+    export.write(export.trace(model), list(export.example(model, 2, 3, 8)), path)
+    assert export.difference(model, path) < export.TOLERANCE
+    inputs = export.example(model, 1, 4, 5)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    assert expected.std() > 1e-3  # a constant would agree with anything
+    torch.testing.assert_close(run_onnx(path, inputs), expected, atol=1e-3, rtol=0)
+
+
+def test_a_file_that_disagrees_is_not_passed_over(tiny_trio, tmp_path, monkeypatch):
+    model, _ = tiny_trio("lts")
+    save(model, tmp_path / "model")
+    monkeypatch.setattr(export, "write", lambda *_: None)
+    monkeypatch.setattr(export, "read", lambda path: lambda **inputs: model(**inputs).logits + 0.002)
+    with pytest.raises(SystemExit, match=r"does not agree with the model: 2.0e-03 is more than 0.001"):
+        main(["--model", str(tmp_path / "model"), "--out", str(tmp_path / "model.pt2")])
+
+
+def test_the_table_has_a_difference_or_a_reason_in_every_cell(monkeypatch, capsys):
+    def write(program, names, path):
+        if path.suffix == ".onnx":
+            raise RuntimeError("in step 3\n\nno function for aten.spin\n")
+
+    monkeypatch.setattr(export, "trace", lambda model: None)
+    monkeypatch.setattr(export, "write", write)
+    monkeypatch.setattr(export, "difference", lambda model, path: 2.5e-7)
+    main(["--table", "vlt", "cris"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| vlt | 2e-07 | no: no function for aten.spin | images, expressions |",
+        "| cris | 2e-07 | no: no function for aten.spin | images, expressions, words |",
+    ]
+
+
+def test_pictures_of_another_size():
+    model = export.small_model("segvlm")
+    assert export.example(model, 2, 3, 8, (64, 96))["pixel_values"].shape == (2, 3, 64, 96)
+    plain, side = export.example(model, 2, 3, 8), model.config.image_size
+    assert plain["pixel_values"].shape == (2, 3, side, side) and plain["image_index"].tolist() == [0, 1, 0]
+    assert np.array_equal(plain["attention_mask"].sum(1), [4, 8, 8])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arch", "lts"], "give --out FILE.pt2 or --out FILE.onnx"),
+        (["--arch", "lts", "--out", "model.pb"], "give --out FILE.pt2 or --out FILE.onnx"),
+        (["--table", "bert"], "there is no architecture bert; there are cris"),
+        (["--arch", "lts", "--out", "lts.onnx"], "onnxruntime must be installed for ONNX: pip install"),
+    ],
+)
+def test_what_is_missing_is_named(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert sentence in capsys.readouterr().err
