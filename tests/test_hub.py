@@ -115,6 +115,28 @@ print(json.dumps([fetch(), found, fetch(local_files_only=True)]))
         assert whole is True and offline is True
 
 
+# ---------------------------------------------------------------- metrics
+
+METRIC = """
+import json, sys
+import evaluate
+from huggingface_hub import HfApi
+
+api = HfApi()
+name = api.create_repo("ris_iou", repo_type="space", space_sdk="gradio").repo_id
+api.upload_folder(repo_id=name, repo_type="space", folder_path=sys.argv[1], ignore_patterns="*.pyc")
+print(json.dumps(evaluate.load(name).compute(intersection=[50, 90], union=[100, 100])["mIoU"]))
+"""
+
+
+def test_a_metric_is_a_space_that_evaluate_loads(tmp_path):
+    with HubServer() as hub:
+        folder = ROOT / "hf_ris" / "metrics" / "ris_iou"
+        assert run(METRIC, hub, tmp_path, str(folder)) == 0.7
+        assert hub.kinds == {"someone/ris_iou": "spaces"}
+        assert {"app.py", "README.md", "requirements.txt", "iou_terms.py"} <= hub.files["someone/ris_iou"].keys()
+
+
 # ---------------------------------------------------------------- pushed models, loaded without this package
 
 PUSH_MODELS = """
