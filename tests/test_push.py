@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from train import push
 from train.bundle import measured
-from train.card import model_card
+from train.card import UNTRAINED, model_card
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lavt-refscenes"
@@ -79,6 +79,7 @@ def test_a_card_without_a_number_says_so(validated):
     told = section(card, "Measured")
     assert ("On no test split has it been measured." in told) is validated
     assert ("Nothing has been measured of this model." in told) is not validated
+    assert card.data.datasets == ["user/refcoco"]
     assert bool(card.data.eval_results) is validated and ("model-index" in card.content) is validated
     assert "photographs" not in section(card, "Limits") and "keep their authors' licence" in section(card, "Licence")
 
@@ -91,6 +92,9 @@ def test_every_card_can_be_rendered(name):
     assert {*template.data.tags, name} == set(card.data.tags) and card.data.license == template.data.license
     for kept in ("Use", "Deviations", "Limits"):
         assert section(template, kept).replace("REPO_ID", "user/mine").strip() in card.text
+    assert (
+        template.text.count(UNTRAINED) == 1 and UNTRAINED not in card.text and '| ours | see "Measured" |' in card.text
+    )
     assert card.text.count("\n## Measured\n") == 1 and card.text.count("| refscenes, test |") == 1
 
 

@@ -15,6 +15,7 @@ from hf_ris.data.refscenes import NAMES as REFSCENES
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_cards"
 PLACEHOLDER = "REPO_ID"  # in the examples of the architectures' cards
+UNTRAINED = "; nothing was trained on photographs yet"  # in their tables of the paper's numbers
 
 _CONTROLS = {
     "largest_object": "the largest object, without reading",
@@ -45,11 +46,14 @@ def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log:
     }
     sections = {**_sections(card.text), **own}
     if recipe["data"]["name"] in REFSCENES:
-        sections["Limits"] += "\nTrained on RefScenes, drawn scenes: this model knows nothing of photographs.\n"
+        sections["Limits"] += "Trained on RefScenes, drawn scenes: this model knows nothing of photographs.\n\n"
     last = ("Measured", "Training", "Limits", "Licence")
     names = [*(name for name in sections if name not in last), *last]
     card.text = "".join(f"## {name}\n{sections[name]}" if name else sections[name] for name in names)
-    card.text = card.text.replace(PLACEHOLDER, repo_id)
+    card.text = card.text.replace(PLACEHOLDER, repo_id).replace(UNTRAINED, "")
+    name = recipe["data"]["name"]
+    if "/" in name and _dataset(name) == name:
+        card.data.datasets = [name]
     results = _eval_results(facts, validation)
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], results
