@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden import SHARED, golden
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
@@ -398,13 +399,32 @@ def test_files_that_are_no_checkpoint_get_one_sentence(name, place):
 
 
 def test_command_line(place):
+    """The command writes a folder and brings the same to a Hub, in one commit."""
     torch.save({"model": official(tiny_model())}, place / "official.pth")
     command = [sys.executable, "-m", "hf_ris.conversion", "lavt", "official.pth", "out", "--vocab", "vocab.txt"]
-    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PATH": ""}
-    done = subprocess.run(
-        [*command, "--config", "overrides.json"], cwd=place, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "wrote out" in done.stdout, done.stderr
-    assert {"config.json", "model.safetensors", "processor_config.json"} <= {
-        path.name for path in (place / "out").iterdir()
-    }
+    command += ["--config", "overrides.json", "--push-to-hub", "someone/lavt", "--private"]
+    with HubServer() as hub:
+        environment = hub.environment(place / "hf") | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "wrote out" in done.stdout and "pushed to someone/lavt" in done.stdout, done.stderr
+    assert hub.commits == ["someone/lavt"] and hub.private == {"someone/lavt"}
+    whole = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "modeling_lavt.py"}
+    pushed, written = hub.files["someone/lavt"], {path.name for path in (place / "out").iterdir()}
+    assert whole <= written and whole <= pushed.keys()
+    for name in whole - {"config.json"}:
+        assert pushed[name] == (place / "out" / name).read_bytes(), name
+
+
+def test_what_cannot_be_pushed_is_written_all_the_same(place, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    torch.save({"model": official(tiny_model())}, place / "official.pth")
+    with pytest.raises(SystemExit, match="is written but not pushed: .*offline") as refusal:
+        convert(place, "official.pth", **{"push-to-hub": "someone/lavt"})
+    assert "\n" not in str(refusal.value) and (place / "out" / "model.safetensors").is_file()
+    for options, sentence in {
+        ("--push-to-hub", "a/b/c"): "--push-to-hub: Repo id must be in the form",
+        ("--private",): "--private is for --push-to-hub",
+    }.items():
+        with pytest.raises(SystemExit):
+            main(["lavt", "official.pth", "elsewhere", *options])
+        assert sentence in capsys.readouterr().err

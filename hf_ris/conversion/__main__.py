@@ -18,6 +18,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
+from ..models.pipeline_ris import ReferringImageSegmentationPipeline
 from . import cris, lavt
 from .checkpoint import Conversion, ConversionError
 
@@ -38,10 +39,10 @@ def read_overrides(path: str | None) -> dict:
     return overrides
 
 
-def push(conversion: Conversion, repository: str, private: bool) -> None:
-    """Upload model and processor. Raises OSError or HTTPError as the Hub's client does."""
-    for part in (conversion.model, conversion.processor):
-        part.push_to_hub(repository, private=private or None)
+def push(done: Conversion, repository: str, private: bool) -> None:
+    """Upload model and processor in one commit. Raises OSError or HTTPError as the Hub's client does."""
+    pipe = ReferringImageSegmentationPipeline(model=done.model, processor=done.processor)
+    pipe.push_to_hub(repository, private=private or None)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
