@@ -97,6 +97,13 @@ def test_pictures_of_another_size():
     assert np.array_equal(plain["attention_mask"].sum(1), [4, 8, 8])
 
 
+def test_a_size_that_the_model_does_not_take_is_one_sentence(tiny_trio, tmp_path):
+    tiny_trio("eavl")[0].save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"does not run on pictures of \(64, 96\): ") as refusal:
+        main(["--model", str(tmp_path), "--out", str(tmp_path / "model.pt2"), "--size", "64", "96"])
+    assert "\n" not in str(refusal.value) and not (tmp_path / "model.pt2").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -176,6 +176,11 @@ def main(arguments: list[str] | None = None) -> None:
         model = AutoModelForImageSegmentation.from_config(AutoConfig.for_model(options.arch))
     model.eval()
     size = None if options.size is None else tuple(options.size)
+    try:
+        with torch.no_grad():
+            model(**example(model, *TRACED, WORDS, size))
+    except (ValueError, RuntimeError) as error:  # layers that do not fit each other raise the latter
+        sys.exit(f"The model does not run on pictures of {size or 'its own size'}: {' '.join(str(error).split())}")
     write(trace(model, size), list(example(model, *TRACED, WORDS, size)), options.out)
     gap = difference(model, options.out, size)
     print(f"wrote {options.out}; logits differ from the model's by at most {gap:.1e}")

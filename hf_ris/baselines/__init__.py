@@ -41,7 +41,7 @@ BASELINES = {
 
 
 def is_baseline(reference: str) -> bool:
-    """Whether a reference names a baseline: its name alone, or `name:checkpoint,checkpoint`."""
+    """Whether a reference names a baseline: its name alone, or `name:checkpoint,checkpoint`. (A folder: `./name`.)"""
     return reference.partition(":")[0] in BASELINES
 
 
