@@ -179,7 +179,7 @@ def test_what_cannot_be_pushed_is_named(tmp_path, monkeypatch):
     for source, name, sentence in (
         (tmp_path / "none", "user/x", "push.py: There is no folder .*none"),
         (tmp_path, "user/x", "is neither a run of train/train.py .* nor a bundle"),
-        (unfinished, "user/x", "unfinished holds no model"),
+        (unfinished, "user/x", "There is no model in .*unfinished"),
         (BUNDLE, "user/x/y", "Repo id must be in the form"),
         (BUNDLE, "user/a b", "Repo id must use alphanumeric"),
     ):

@@ -101,17 +101,19 @@ def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tupl
     """(folder of the model, facts as in results.json, recipe without its output_dir) of a run or a bundle."""
     if not source.is_dir():
         raise ValueError(f"There is no folder {source}.")
-    if (source / "run.json").exists():
-        folder, facts = source / "best", results(source, evaluations, pretraining)
+    is_run = (source / "run.json").exists()
+    if not is_run and not (source / "results.json").exists():
+        raise ValueError(f"{source} is neither a run of train/train.py (no run.json) nor a bundle (no results.json).")
+    folder = source / "best" if is_run else source
+    if not (folder / "config.json").exists():
+        raise ValueError(f"There is no model in {folder}: a run has one after its first evaluation.")
+    if is_run:
+        facts = results(source, evaluations, pretraining)
         recipe = json.loads((source / "run.json").read_text(encoding="utf-8"))["recipe"]
-    elif (source / "results.json").exists():
-        folder, facts = source, json.loads((source / "results.json").read_text(encoding="utf-8"))
+    else:
+        facts = json.loads((source / "results.json").read_text(encoding="utf-8"))
         facts["results"] |= measured(evaluations)
         recipe = json.loads((source / "recipe.json").read_text(encoding="utf-8"))
-    else:
-        raise ValueError(f"{source} is neither a run of train/train.py (no run.json) nor a bundle (no results.json).")
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no model: the run has not been evaluated yet.")
     return folder, facts, {**recipe, "output_dir": None}
 
 
