@@ -82,7 +82,7 @@ def test_generators_and_data_sets_are_answered_as_they_are_read(lts):
     first = next(answers)
     assert len(read) == 2  # one batch
     generated, expected = [first, *answers], [pipe(item) for item in items()]
-    for one, other, wanted in zip(generated, pipe(Rows()), expected, strict=True):
+    for one, other, wanted in zip(generated, pipe(Rows(), num_workers=1), expected, strict=True):
         assert_same(one, wanted)
         assert_same(other, wanted)
 
