@@ -190,7 +190,10 @@ class GroundedSamProcessor(RisProcessor):
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return super()._tokenize([prompt(text) if isinstance(text, str) else text for text in texts])
+        tokens = super()._tokenize([prompt(text) if isinstance(text, str) else text for text in texts])
+        cut = tokens["attention_mask"].sum(1) == self.max_text_length
+        tokens["input_ids"][cut, -2] = self.tokenizer.convert_tokens_to_ids(".")  # without which it were no phrase
+        return tokens
 
     def post_process_referring_segmentation(
         self, outputs, target_sizes: list[tuple[int, int]], threshold: float | None = None
