@@ -130,15 +130,18 @@ def test_loss_falls_and_the_same_seed_gives_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_one_clip_fits_cris_and_segvlm():
+def test_one_clip_fits_cris_segvlm_and_eavl():
     """Also its words: numbered by the same corpus, or read from its folder."""
     cris = load_recipe(CRIS)
-    same, phrases = (load_recipe(RECIPES / "segvlm" / f"{name}.yaml") for name in ("refscenes", "phrasescenes"))
-    assert same.model["clip_config"] == phrases.model["clip_config"] == cris.model["clip_config"]
-    assert same.initialize == phrases.initialize == cris.initialize
-    assert same.processor == cris.processor
+    same = [load_recipe(RECIPES / arch / "refscenes.yaml") for arch in ("segvlm", "eavl")]
+    phrases = load_recipe(RECIPES / "segvlm" / "phrasescenes.yaml")
     corpus = ("name", "split", "size", "image_size")
-    assert all(getattr(same.data, field) == getattr(cris.data, field) for field in corpus)
+    for recipe in same:
+        assert recipe.processor == cris.processor
+        assert all(getattr(recipe.data, field) == getattr(cris.data, field) for field in corpus)
+    for recipe in (*same, phrases):
+        assert recipe.model["clip_config"] == cris.model["clip_config"]
+        assert recipe.initialize == cris.initialize
     assert phrases.processor.tokenizer == "pretrained"
     assert Path(phrases.processor.path) == Path(phrases.initialize.clip).parent
 
