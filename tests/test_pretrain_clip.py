@@ -1,6 +1,7 @@
 """Pretraining of a tiny CLIP: its captions and crops, a short run, and a model that starts from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,7 @@ def test_one_clip_fits_cris_segvlm_and_eavl():
     phrases = load_recipe(RECIPES / "segvlm" / "phrasescenes.yaml")
     corpus = ("name", "split", "size", "image_size")
     for recipe in same:
-        assert recipe.processor == cris.processor
+        assert replace(recipe.processor, threshold=None) == cris.processor
         assert all(getattr(recipe.data, field) == getattr(cris.data, field) for field in corpus)
     for recipe in (*same, phrases):
         assert recipe.model["clip_config"] == cris.model["clip_config"]
