@@ -273,7 +273,7 @@ def test_overfits_one_batch(tiny_trio):
             predicted = model(**inputs).logits.sigmoid() > processor.threshold
         targets = torch.nn.functional.interpolate(inputs["labels"][:, None], size=predicted.shape[-2:])[:, 0] > 0.5
         iou = (predicted & targets).sum((1, 2)) / (predicted | targets).sum((1, 2))
-        assert loss.item() < first / 3, f"{name}: loss {first} -> {loss.item()}"
+        assert loss.item() < first / 2, f"{name}: loss {first} -> {loss.item()}"
         assert iou.mean() > 0.7, f"{name}: IoU {iou.tolist()}"
 
 
