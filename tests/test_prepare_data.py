@@ -404,7 +404,8 @@ def test_killed_half_way_and_started_again_it_ends_with_the_same_bytes(tmp_path,
     arguments = {"images_per_shard": 1, "workers": workers}
     convert(tmp_path / "raw", tmp_path / "whole", **arguments)
     data, records = tmp_path / "out.partial/data", tmp_path / "out.partial/progress/shards"
-    process = multiprocessing.get_context("fork").Process(
+    # not forked: with it would die, perhaps held, the lock that every progress bar of this process waits for
+    process = multiprocessing.get_context("spawn").Process(
         target=convert, args=(tmp_path / "raw", tmp_path / "out"), kwargs=arguments
     )
     process.start()
