@@ -50,7 +50,7 @@ from hf_ris.models.configuration_ris import ClipEncoderConfig
 from hf_ris.models.processing_ris import RisImageProcessor
 from train.build import build_config, build_tokenizer, load_split
 from train.order import StepBatches
-from train.pretrain_vision import facts
+from train.pretraining import Run, options_parser, run
 from train.recipe import load_recipe
 
 
@@ -214,15 +214,6 @@ def pretrain(options: argparse.Namespace) -> None:
     )
     parameters = dict(clip.model.named_parameters())
     decayed = {name for name, p in parameters.items() if p.ndim > 1 and "positional_embedding" not in name}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for name, p in parameters.items() if name in decayed], "weight_decay": 0.05},
-            {"params": [p for name, p in parameters.items() if name not in decayed], "weight_decay": 0.0},
-        ],
-        lr=options.learning_rate,
-        fused=True,
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
     crops = ObjectCrops(train, image_processor, seed, augment=True)
     validation = ObjectCrops(val, image_processor, seed, augment=False)
     order = StepBatches(len(crops), options.batch_size, seed, 0, options.steps)
@@ -230,50 +221,28 @@ def pretrain(options: argparse.Namespace) -> None:
         crops, batch_sampler=order, num_workers=options.workers, collate_fn=crops.collate
     )
     contrast = open_clip.ClipLoss()
-    since, losses, log = time.perf_counter(), [], []
-    for step, (pixels, captions, _) in enumerate(tqdm(loader, unit="step")):
-        rise, progress = min(1.0, (step + 1) / 100), step / options.steps
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+    work = Run(
+        options,
+        [p for name, p in parameters.items() if name in decayed],
+        [p for name, p in parameters.items() if name not in decayed],
+        warmup_steps=100,
+        log_every=50,
+        measure=lambda: measure(clip, validation),
+    )
+    for pixels, captions, _ in tqdm(loader, unit="step"):
         image, text = clip.features(pixels, captions, options.bf16)
-        loss = contrast(image, text, clip.model.logit_scale.exp())
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        work.step(contrast(image, text, clip.model.logit_scale.exp()))
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
-        losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 == options.steps:
-            log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
-            losses.clear()
-            if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
-                log[-1] |= measure(clip, validation)
-                tqdm.write(json.dumps(log[-1]), file=sys.stderr)
-    seconds = time.perf_counter() - since
     clip.save(options.out, image_processor.image_mean, image_processor.image_std)
-    (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    told = {"scenes": options.scenes, **facts(options, seed, seconds, log[-1])}
-    (options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
+    work.write(seed, scenes=options.scenes)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the model that the CLIP is for")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--scenes", type=int, default=10_000, help="of the training split")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=24, help="scenes, of five objects or so")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser = options_parser(__doc__, steps=3000, batch_size=24, learning_rate=2e-3, evaluate_every=500)
+    parser.add_argument("--scenes", type=int, default=10_000, help="of the training split; a batch is of scenes")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        pretrain(options)
-    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
-        parser.error(str(error))
+    run(pretrain, parser, arguments)
 
 
 if __name__ == "__main__":

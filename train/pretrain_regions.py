@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +44,12 @@ from hf_ris.data.refscenes_text import COLOUR_WORDS
 from hf_ris.data.transforms import mirror_text
 from hf_ris.models.clip_encoders import ClipResNet, build_clip_image_encoder
 from hf_ris.models.processing_ris import RisImageProcessor
+from hf_ris.models.vision_encoders import build_vision_encoder
 from train.build import build_config, load_split
 from train.order import StepBatches, seed_of
 from train.pretrain_clip import TinyClip, looks, prompt
-from train.pretrain_vision import DenseHeads, ObjectRows, dense_loss, facts
+from train.pretrain_vision import DenseHeads, ObjectRows, dense_loss, save_vision_encoder
+from train.pretraining import Run, by_dimensions, options_parser, run
 from train.recipe import load_recipe
 
 
@@ -57,13 +58,14 @@ class SceneRegions(ObjectRows):
     K captions and K (colour, category). Training draws the captions, by the key; validation takes the first.
     """
 
-    def __init__(self, dataset: Dataset, image_size: int, seed: int, augment: bool):
+    def __init__(self, dataset: Dataset, image_size: int, seed: int, augment: bool, of_clip: bool = True):
         super().__init__(dataset, list(CATEGORIES), image_size, seed, augment)
-        self.image_processor = RisImageProcessor(
-            image_size=image_size,
-            image_mean=open_clip.OPENAI_DATASET_MEAN,
-            image_std=open_clip.OPENAI_DATASET_STD,
-        )
+        if of_clip:  # whose pixels are normalised otherwise
+            self.image_processor = RisImageProcessor(
+                image_size=image_size,
+                image_mean=open_clip.OPENAI_DATASET_MEAN,
+                image_std=open_clip.OPENAI_DATASET_STD,
+            )
 
     def __getitem__(self, key: tuple[int, int]):
         row = self.dataset[key[1]]
@@ -106,6 +108,7 @@ class SceneClip(nn.Module):
         self.text_tower, self.encoder = self.clip.model, build_clip_image_encoder(config)
         self.encoder.backbone.load_state_dict(self.text_tower.visual.state_dict())
         self.text_tower.visual.requires_grad_(False)  # its twin in `encoder` learns, and is written back at the end
+        self.logit_scale = self.text_tower.logit_scale
         dense = isinstance(self.encoder, ClipResNet)
         self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES)) if dense else None
 
@@ -125,8 +128,43 @@ class SceneClip(nn.Module):
         self.clip.save(folder, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
+class SceneVision(nn.Module):
+    """A vision encoder that learns to fit a pretrained folder's text tower, which stays as it is; else as `SceneClip`.
+
+    The joint map is the sum of the levels, each through a 1x1 convolution, at the size of the finest.
+    """
+
+    def __init__(self, config, clip: SceneClip):
+        super().__init__()
+        self.encoder = build_vision_encoder(config)
+        self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES))
+        width = clip.sentences(["a"]).shape[1]
+        self.projections = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.encoder.channels)
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
+        self.text = clip.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "SceneVision":
+        super().train(mode)
+        self.text.eval()
+        return self
+
+    def joint(self, pixels: Tensor, side: int) -> tuple[Tensor, list[Tensor]]:
+        levels = self.encoder(pixels)
+        maps = [projection(level) for projection, level in zip(self.projections, levels)]
+        size = maps[0].shape[-2:]
+        joint = sum(F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in maps)
+        return joint, self.heads(levels, side)
+
+    @torch.no_grad()
+    def sentences(self, texts: list[str]) -> Tensor:
+        return self.text.sentences(texts)
+
+    def save(self, folder: Path) -> None:
+        save_vision_encoder(self.encoder, folder)
+
+
 @torch.no_grad()
-def measure(model: SceneClip, rows: SceneRegions) -> float:
+def measure(model: SceneClip | SceneVision, rows: SceneRegions) -> float:
     """Of the objects whose colour is named: how often the best "a <colour> <category>" of all pairs is right."""
     model.eval()
     pairs = [(colour, category) for colour in COLOUR_WORDS for category in CATEGORIES]
@@ -152,80 +190,57 @@ def pretrain(options: argparse.Namespace) -> None:
     config = build_config(recipe, words=len(AutoTokenizer.from_pretrained(options.clip)))
     if "clip_config" not in config.sub_configs:
         raise ValueError(f"{options.recipe} is for {recipe.architecture}, which has no CLIP: no model.clip_config.")
-    model = SceneClip(config.clip_config, options.clip).to(memory_format=torch.channels_last)
+    model = SceneClip(config.clip_config, options.clip)
+    if options.frozen_clip:
+        if "vision_config" not in config.sub_configs:
+            raise ValueError(f"--frozen-clip: {recipe.architecture} has no vision encoder beside its CLIP.")
+        model = SceneVision(config.vision_config, model)
+    model.to(memory_format=torch.channels_last)
     train = load_split(data.name, data.split, options.scenes, data.image_size)
     val = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
-    sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size)]
-    rows_of = [SceneRegions(train, size, seed, augment=True) for size in sizes]
-    validations = [SceneRegions(val, size, seed, augment=False) for size in sizes]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=options.learning_rate,
-        fused=True,
+    of_clip = not options.frozen_clip
+    sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size) if of_clip else config.image_size]
+    rows_of = [SceneRegions(train, size, seed, augment=True, of_clip=of_clip) for size in sizes]
+    validations = [SceneRegions(val, size, seed, augment=False, of_clip=of_clip) for size in sizes]
+    parameters = by_dimensions([parameter for parameter in model.parameters() if parameter.requires_grad])
+    work = Run(
+        options,
+        *parameters,
+        warmup_steps=100,
+        log_every=50,
+        measure=lambda: {
+            f"region_retrieval_accuracy_at_{size}": measure(model, rows) for size, rows in zip(sizes, validations)
+        },
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     order = StepBatches(len(train), options.batch_size, seed, 0, options.steps)
-    contrast, scale = open_clip.ClipLoss(), model.text_tower.logit_scale
-    since, losses, log = time.perf_counter(), [], []
+    contrast = open_clip.ClipLoss()
     for step, keys in enumerate(tqdm(order, unit="step")):
         rows = rows_of[step % len(sizes)]
         pixels, categories, boxes, regions, scene, captions, _ = rows.collate([rows[key] for key in keys])
-        rise, progress = min(1.0, (step + 1) / 100), step / options.steps
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             joint, answers = model.joint(pixels.contiguous(memory_format=torch.channels_last), rows.side)
             texts = model.sentences(captions)
-        loss = contrast(region_features(joint, regions, scene), texts, scale.exp())
+        loss = contrast(region_features(joint, regions, scene), texts, model.logit_scale.exp())
         if answers:
             total, *levels = [dense_loss(answer, categories, boxes) for answer in answers]
             loss = loss + total + sum(levels) / len(levels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        work.step(loss)
         with torch.no_grad():
-            scale.clamp_(0, math.log(100))  # as CLIP was trained
-        losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 == options.steps:
-            log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
-            losses.clear()
-            if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
-                for size, validation in zip(sizes, validations):
-                    log[-1][f"region_retrieval_accuracy_at_{size}"] = measure(model, validation)
-                tqdm.write(json.dumps(log[-1]), file=sys.stderr)
-    seconds = time.perf_counter() - since
+            model.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
     model.save(options.out)
-    (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     after = json.loads((options.clip / "pretraining.json").read_text())
-    told = {"scenes": options.scenes, "sizes": sizes, **facts(options, seed, seconds, log[-1]), "after": after}
-    (options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
+    work.write(seed, scenes=options.scenes, sizes=sizes, frozen_clip=options.frozen_clip, after=after)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the model that the CLIP is for")
-    parser.add_argument("--clip", type=Path, required=True, help="folder that train/pretrain_clip.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser = options_parser(__doc__, steps=2000, batch_size=16, learning_rate=1.5e-3, evaluate_every=500)
+    parser.add_argument("--clip", type=Path, required=True, help="folder of a CLIP, as train/pretrain_clip.py writes it")
+    parser.add_argument("--frozen-clip", action="store_true", help="it stays; the model's own vision encoder learns")
     parser.add_argument(
         "--sizes", type=int, nargs="+", metavar="SIDE", help="of the scenes, taken in turns (the recipe's image size)"
     )
-    parser.add_argument("--scenes", type=int, default=20_000, help="of the training split")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=16, help="scenes, of five objects or so")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        pretrain(options)
-    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
-        parser.error(str(error))
+    parser.add_argument("--scenes", type=int, default=20_000, help="of the training split; a batch is of scenes")
+    run(pretrain, parser, arguments)
 
 
 if __name__ == "__main__":

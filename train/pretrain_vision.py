@@ -15,10 +15,7 @@ versions, hardware, seconds, accuracy on the validation split).
 """
 
 import argparse
-import json
-import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +37,8 @@ from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.vision_encoders import VisionEncoder, build_vision_encoder
 from train.build import build_config, load_split
 from train.order import StepBatches, seed_of
+from train.pretraining import Run, by_dimensions, options_parser, run
 from train.recipe import load_recipe
-from train.run_folder import git_revision, hardware, versions
 
 
 class ObjectRows(torch.utils.data.Dataset):
@@ -144,76 +141,31 @@ def pretrain(options: argparse.Namespace) -> None:
     encoder = build_vision_encoder(config.vision_config)
     heads = DenseHeads(encoder.channels, len(categories))
     encoder.to(memory_format=torch.channels_last)
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=options.learning_rate,
-        fused=True,
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
+    val_rows = ObjectRows(val, categories, config.image_size, seed, augment=False)
+    parameters = by_dimensions([*encoder.parameters(), *heads.parameters()])
+    work = Run(options, *parameters, 200, 100, lambda: measure(encoder, heads, val_rows))
     order = StepBatches(len(rows), options.batch_size, seed, 0, options.steps)
     loader = torch.utils.data.DataLoader(rows, batch_sampler=order, num_workers=options.workers)
-    since, losses, log = time.perf_counter(), [], []
-    for step, (pixels, labels, boxes) in enumerate(tqdm(loader, unit="step")):
-        rise, progress = min(1.0, (step + 1) / 200), step / options.steps
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+    for pixels, labels, boxes in tqdm(loader, unit="step"):
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             answers = heads(encoder(pixels), rows.side)
         total, *levels = [dense_loss(answer, labels, boxes) for answer in answers]
-        (total + sum(levels) / len(levels)).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(total.detach())
-        if (step + 1) % 100 == 0 or step + 1 == options.steps:
-            log.append({"step": step + 1, "loss": torch.stack(losses).mean().item()})
-            losses.clear()
-            if (step + 1) % options.evaluate_every == 0 or step + 1 == options.steps:
-                log[-1] |= measure(encoder, heads, ObjectRows(val, categories, config.image_size, seed, augment=False))
-                tqdm.write(json.dumps(log[-1]), file=sys.stderr)
-    seconds = time.perf_counter() - since
+        work.step(total + sum(levels) / len(levels), shown=total)
+    save_vision_encoder(encoder, options.out)
+    work.write(seed)
+
+
+def save_vision_encoder(encoder: VisionEncoder, folder: Path) -> None:
+    """vision_encoder.safetensors, which a recipe's `initialize.vision_encoder` reads."""
     state = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(state, options.out / "vision_encoder.safetensors", metadata={"format": "pt"})
-    (options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    (options.out / "pretraining.json").write_text(json.dumps(facts(options, seed, seconds, log[-1]), indent=2) + "\n")
-
-
-def facts(options: argparse.Namespace, seed: int, seconds: float, last: dict[str, Any]) -> dict[str, Any]:
-    """What pretraining.json says."""
-    arguments = ("steps", "batch_size", "learning_rate", "bf16", "overrides")
-    return {
-        "recipe": str(options.recipe),
-        **{name: vars(options)[name] for name in arguments},
-        "seed": seed,
-        "seconds": round(seconds),
-        **last,
-        "revision": git_revision(),
-        "versions": versions(),
-        "hardware": hardware(),
-    }
+    save_file(state, folder / "vision_encoder.safetensors", metadata={"format": "pt"})
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the model that the encoder is for")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch-size", type=int, default=32, help="images")
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--evaluate-every", type=int, default=1000, help="steps")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser = options_parser(__doc__, steps=5000, batch_size=32, learning_rate=1.5e-3, evaluate_every=1000)
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        pretrain(options)
-    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
-        parser.error(str(error))
+    run(pretrain, parser, arguments)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class VltConfig(RisConfig):
         num_queries: N_q.
         mask_upsamplings: by 2, of the mask decoder: with 2 the logits have four times the size of the fused features.
         query_balance: weigh each query's response by its score (query balance module).
+        fused_loss_weight: of a further loss, not of the paper: the same cross-entropy for a 1x1 convolution of the fused
+            features, so that small models find their objects early; 0 leaves it out.
         aligner: EAVL's Vision-Language Aligner instead of the mask decoder's last convolution (EAVL, Table V).
     """
 
@@ -61,6 +63,7 @@ class VltConfig(RisConfig):
     num_queries: int = 16
     mask_upsamplings: Literal[0, 1, 2] = 2
     query_balance: bool = True
+    fused_loss_weight: float | int = 0.0
     aligner: bool = False
 
     def __post_init__(self, **kwargs):
@@ -74,6 +77,8 @@ class VltConfig(RisConfig):
         for name in [*positive.split(), "num_decoder_layers", "num_queries"]:
             if getattr(self, name) < 1:
                 raise ValueError(f"VltConfig: {name} must be at least 1, got {getattr(self, name)}.")
+        if self.fused_loss_weight < 0:
+            raise ValueError(f"VltConfig: fused_loss_weight must not be negative, got {self.fused_loss_weight}.")
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise ValueError(
                 "VltConfig: hidden_dim must be a multiple of num_heads, and of 4 (sine and cosine of y and x), got "

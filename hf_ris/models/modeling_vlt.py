@@ -26,6 +26,8 @@ Deviations and readings:
 - Mask decoder: three 3x3 convolutions (batch norm, ReLU) with bilinear upsampling by 2 between them, so at strides 16,
   8 and 4, and a 1x1 convolution. The published program upsamples once more, to stride 2.
 - Trained with binary cross-entropy, the mean over pixels (the published program sums), at the logits' stride.
+- With `fused_loss_weight` (the default is 0) a 1x1 convolution of the fused features learns the mask too. It serves
+  training alone: attention that starts out even tells the neck late what to look for.
 - Left out of the journal version: spatial dynamic fusion and masked contrastive learning. Its Swin-B and BERT are here.
 - With the aligner (EAVL, Table V), kernels made from the queries replace the mask decoder's last convolution; query
   balance stays.
@@ -134,6 +136,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         self.mask_decoder = MaskDecoder(config.num_queries, dim, config.mask_upsamplings)
         self.mask = None if config.aligner else nn.Conv2d(dim, 1, 1)
         self.aligner = VisionLanguageAligner(dim, dim, config.num_heads) if config.aligner else None
+        self.fused_mask = nn.Conv2d(dim, 1, 1) if config.fused_loss_weight else None
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
@@ -187,7 +190,8 @@ class VltForReferringSegmentation(RisPreTrainedModel):
             `RisOutput`: logits (N, S/4, S/4); query_logits, the balanced responses as maps (N, N_q, S/16, S/16), which
             the mask decoder reads (no masks by themselves), and query_scores (N, N_q) in (0, 1), the balance. With the
             aligner these are its masks (N, N_q, S/4, S/4), None in training, and their weights, which sum to 1. With
-            labels also `loss` = `losses["cross_entropy"]`.
+            labels also `loss` = `losses["cross_entropy"]`, plus `fused_loss_weight` times `losses["fused"]` where that is not
+            0.
 
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
@@ -198,7 +202,8 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         dense, *visual = (maps.index_select(0, image_index) for maps in self.encode_image(pixel_values))
         words, sentence = self.encode_text(input_ids, attention_mask)
         queries = self.query_generator(dense, words, attention_mask)
-        responses = self.transformer(self.project(self.neck(visual, sentence)), queries)
+        fused = self.project(self.neck(visual, sentence))
+        responses = self.transformer(fused, queries)
         scores = None
         if self.query_balance is not None:
             scores = self.query_balance(queries, responses)
@@ -213,6 +218,10 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         if labels is not None:
             output.loss = binary_cross_entropy(logits, resize_labels(labels, logits.shape[-2:]))
             output.losses = {"cross_entropy": output.loss}
+            if self.fused_mask is not None:
+                early = self.fused_mask(fused)[:, 0]
+                output.losses["fused"] = binary_cross_entropy(early, resize_labels(labels, early.shape[-2:]))
+                output.loss = output.loss + self.config.fused_loss_weight * output.losses["fused"]
         return output
 
 

@@ -1,0 +1,105 @@
+"""What the programs that pretrain encoders share: their options, the steps of AdamW, log.jsonl and pretraining.json."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from train.run_folder import git_revision, hardware, versions
+
+
+def options_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """--recipe, --out, the options that `Run` reads, and overrides of the recipe; `defaults` are theirs by name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="of the model that it is for")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int, help="images")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--evaluate-every", type=int, help="steps")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def run(pretrain: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, arguments: list[str] | None):
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        pretrain(options)
+    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
+        parser.error(str(error))
+
+
+class Run:
+    """Steps of AdamW with a warm-up and a cosine, and what they leave in the folder `options.out`.
+
+    Args:
+        decayed, others: parameters with weight decay 0.05 and without.
+        log_every: steps whose mean loss is a line of the log.
+        measure: figures of the validation split, for every `options.evaluate_every`th line and the last.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        decayed: list[Tensor],
+        others: list[Tensor],
+        warmup_steps: int,
+        log_every: int,
+        measure: Callable[[], dict[str, float]],
+    ):
+        self.options, self.warmup_steps, self.log_every, self.measure = options, warmup_steps, log_every, measure
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.steps, self.losses, self.log, self.since = 0, [], [], time.perf_counter()
+
+    def step(self, loss: Tensor, shown: Tensor | None = None) -> None:
+        """One step down `loss`; the log shows `shown`, where that is not the same."""
+        rise, progress = min(1.0, (self.steps + 1) / self.warmup_steps), self.steps / self.options.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * rise * (1 + math.cos(math.pi * progress)) / 2
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self.losses.append((loss if shown is None else shown).detach())
+        last = self.steps == self.options.steps
+        if self.steps % self.log_every == 0 or last:
+            self.log.append({"step": self.steps, "loss": torch.stack(self.losses).mean().item()})
+            self.losses.clear()
+            if self.steps % self.options.evaluate_every == 0 or last:
+                self.log[-1] |= self.measure()
+                tqdm.write(json.dumps(self.log[-1]), file=sys.stderr)
+
+    def write(self, seed: int, **further: Any) -> None:
+        """log.jsonl and pretraining.json: arguments, seconds, the last line of the log, versions and hardware."""
+        (self.options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
+        names = ("steps", "batch_size", "learning_rate", "bf16", "overrides")
+        told = {
+            **further,
+            "recipe": str(self.options.recipe),
+            **{name: vars(self.options)[name] for name in names},
+            "seed": seed,
+            "seconds": round(time.perf_counter() - self.since),
+            **self.log[-1],
+            "revision": git_revision(),
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        (self.options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
+
+
+def by_dimensions(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices and kernels, which decay; vectors, which do not."""
+    return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
