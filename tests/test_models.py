@@ -261,9 +261,10 @@ def test_overfits_one_batch(tiny_trio):
         model, processor = tiny_trio(name, fresh=True)
         model.train()
         inputs = processor(pictures(2), [SENTENCES[:2], SENTENCES[2:4]], [squares(2), squares(2)])
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.AdamW(model.parameters())
         first = None
-        for _ in range(60):
+        for step in range(70):
+            optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (70 - step) / 30)  # it settles, in any order of sums
             loss = model(**inputs).loss
             first = first if first is not None else loss.item()
             optimizer.zero_grad()
@@ -273,7 +274,7 @@ def test_overfits_one_batch(tiny_trio):
             predicted = model(**inputs).logits.sigmoid() > processor.threshold
         targets = torch.nn.functional.interpolate(inputs["labels"][:, None], size=predicted.shape[-2:])[:, 0] > 0.5
         iou = (predicted & targets).sum((1, 2)) / (predicted | targets).sum((1, 2))
-        assert loss.item() < first / 2, f"{name}: loss {first} -> {loss.item()}"
+        assert loss.item() < first / 3, f"{name}: loss {first} -> {loss.item()}"
         assert iou.mean() > 0.7, f"{name}: IoU {iou.tolist()}"
 
 

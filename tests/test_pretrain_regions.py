@@ -11,16 +11,20 @@ from safetensors.torch import load_file
 from hf_ris.data import decode_mask
 from hf_ris.data.refscenes import load_refscenes
 from hf_ris.data.transforms import mirror_text
+from train.build import build_model
 from train.pretrain_clip import looks
 from train.pretrain_clip import main as pretrain_clip
 from train.pretrain_regions import SceneRegions, region_features
 from train.pretrain_regions import main as pretrain
+from train.recipe import load_recipe
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"
-RESNET = "vision_cfg: {layers: [1, 1, 1, 1], width: 4, image_size: 32}"
-VIT = "vision_cfg: {layers: 1, width: 16, head_width: 8, patch_size: 16, image_size: 32}"
 TEXT = "text_cfg: {context_length: 24, width: 16, heads: 2, layers: 1}"
+VISION = "vision_cfg: {layers: [1, 1, 1, 1], width: 4, image_size: 32}"
+RESNET = f"RN101-quickgelu, arguments: {{embed_dim: 16, {VISION}, {TEXT}}}"
+VISION = "vision_cfg: {layers: 1, width: 16, head_width: 8, patch_size: 16, image_size: 32}"
+VIT = f"ViT-B-16-quickgelu, arguments: {{embed_dim: 16, {VISION}, {TEXT}}}"
 DATA = "data={name: refscenes, size: 12, image_size: 64, validation_size: 4}"
 
 
@@ -63,15 +67,20 @@ def test_a_region_is_the_mean_over_its_own_positions():
     torch.testing.assert_close(features[1], torch.tensor([3.0, 5, 4]) / 50**0.5)
 
 
-@pytest.mark.parametrize(("arch", "vision"), [("cris", RESNET), ("vatex", VIT)])
-def test_both_towers_learn_and_open_clip_loads_the_result(arch, vision, tmp_path):
-    recipe = RECIPES / arch / "refscenes.yaml"
-    overrides = [f"model.clip_config.arguments={{embed_dim: 16, {vision}, {TEXT}}}", DATA]
-    common = ["--recipe", str(recipe), "--batch-size", "4", "--no-bf16", "--learning-rate", "0.005"]
+def pretrain_crops(arch: str, arguments: str, folder: Path) -> tuple[list[str], list[str]]:
+    """A first half of two steps in `folder`; the options and overrides of the next."""
+    overrides = [f"model.clip_config={{name: {arguments}}}", DATA]
+    common = ["--recipe", str(RECIPES / arch / "refscenes.yaml"), "--no-bf16", "--learning-rate", "0.005"]
+    common += ["--batch-size", "4", "--scenes", "12"]
+    pretrain_clip([*common, "--out", str(folder), "--steps", "2", *overrides])
+    return [*common, "--clip", str(folder)], overrides
+
+
+@pytest.mark.parametrize("arguments", [RESNET, VIT])
+def test_both_towers_learn_and_open_clip_loads_the_result(arguments, tmp_path):
     crops, regions = tmp_path / "crops", tmp_path / "regions"
-    pretrain_clip([*common, "--out", str(crops), "--steps", "2", "--scenes", "12", *overrides])
-    first = ["--clip", str(crops), "--out", str(regions), "--steps", "60", "--sizes", "64", "96", "--scenes", "12"]
-    pretrain([*common, *first, *overrides])
+    common, overrides = pretrain_crops("cris" if arguments == RESNET else "vatex", arguments, crops)
+    pretrain([*common, "--out", str(regions), "--steps", "60", "--sizes", "64", "96", *overrides])
 
     log = [json.loads(line)["loss"] for line in (regions / "log.jsonl").read_text().splitlines()]
     assert log[-1] < 0.9 * log[0]
@@ -83,6 +92,34 @@ def test_both_towers_learn_and_open_clip_loads_the_result(arch, vision, tmp_path
     for part in ("visual.", "transformer.", "token_embedding"):
         assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith(part))
     open_clip.create_model(f"local-dir:{regions}")
+
+
+def test_a_vision_encoder_learns_to_fit_a_clip_that_stays(tmp_path):
+    crops, vision = tmp_path / "crops", tmp_path / "vision"
+    common, overrides = pretrain_crops("vatex", RESNET, crops)
+    weights = (crops / "open_clip_model.safetensors").read_bytes()
+    small = "model.vision_config.arguments={layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 4}"
+    options = [*common, "--frozen-clip", "--out", str(vision), "--steps", "60", "--sizes", "64"]
+    pretrain([*options, *overrides, small])
+
+    log = [json.loads(line)["loss"] for line in (vision / "log.jsonl").read_text().splitlines()]
+    assert log[-1] < 0.9 * log[0]
+    told = json.loads((vision / "pretraining.json").read_text())
+    assert told["frozen_clip"] and 0 <= told["region_retrieval_accuracy_at_64"] <= 1
+    assert (crops / "open_clip_model.safetensors").read_bytes() == weights
+    path = f"initialize.vision_encoder={vision / 'vision_encoder.safetensors'}"
+    recipe = load_recipe(RECIPES / "vatex" / "refscenes.yaml", [*overrides, small, path, "initialize.clip=null"])
+    model, _ = build_model(recipe, load_refscenes("refscenes", "train", 4, image_size=64))
+    state = load_file(vision / "vision_encoder.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.vision_encoder.state_dict().items())
+
+
+def test_what_has_no_vision_encoder_of_its_own_is_one_sentence(tmp_path, capsys):
+    common, overrides = pretrain_crops("cris", RESNET, tmp_path / "crops")
+    with pytest.raises(SystemExit):
+        pretrain([*common, "--frozen-clip", "--out", str(tmp_path / "out"), *overrides])
+    assert "--frozen-clip: cris has no vision encoder beside its CLIP" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_has_no_first_half_is_one_sentence(tmp_path, capsys):

@@ -123,7 +123,8 @@ def build_model(recipe: Recipe, dataset: Dataset):
         model = kind.from_pretrained_encoders(config) if source == "encoders" else kind(config)
         processor = PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
         _load_glove(model, processor, recipe.initialize)
-        _load_vision_encoder(model, recipe.initialize)
+        _load_part(model, "vision_encoder", recipe.initialize.vision_encoder)
+        _load_part(model, "text_encoder", recipe.initialize.text_encoder, processor)
         _load_clip(model, processor, recipe.initialize)
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
@@ -141,22 +142,31 @@ def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> 
         print(f"{recipe.glove}: vectors for {found} of {len(processor.tokenizer)} words")
 
 
-def _load_vision_encoder(model: torch.nn.Module, recipe: InitializeRecipe) -> None:
-    path, parts = recipe.vision_encoder, dict(model.named_children())
+def _load_part(model: torch.nn.Module, name: str, path: str | None, processor=None) -> None:
+    parts = dict(model.named_children())
     if path is None:
         return
-    if "vision_encoder" not in parts:
-        raise ValueError(
-            f"initialize.vision_encoder: {type(model).__name__} has no such part, only {', '.join(parts)}."
-        )
+    if name not in parts:
+        raise ValueError(f"initialize.{name}: {type(model).__name__} has no such part, only {', '.join(parts)}.")
     if not Path(path).is_file():
-        raise ValueError(
-            f"initialize.vision_encoder: there is no file {path}: make it with train/pretrain_vision.py, or give null."
-        )
+        programs = "train/pretrain_vision.py or train/pretrain_regions.py"
+        raise ValueError(f"initialize.{name}: there is no file {path}: make it with {programs}, or give null.")
+    if processor is not None:
+        _check_vocabulary(f"initialize.{name}", Path(path).parent, processor)
     try:
-        parts["vision_encoder"].load_state_dict(load_file(path))
+        parts[name].load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ValueError(f"initialize.vision_encoder: {path} does not fit model.vision_config: {error}") from error
+        raise ValueError(f"initialize.{name}: {path} does not fit the recipe's model: {error}") from error
+
+
+def _check_vocabulary(option: str, folder: Path, processor) -> None:
+    """As many words in another order would load, and mean other things."""
+    if (folder / "tokenizer.json").is_file():
+        if AutoTokenizer.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
+            raise ValueError(
+                f"{option}: {folder} has another vocabulary than the recipe; give "
+                f"processor.tokenizer=pretrained processor.path={folder}."
+            )
 
 
 def _load_clip(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:
@@ -170,11 +180,5 @@ def _load_clip(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> N
         raise ValueError(
             f"initialize.clip: there is no file {recipe.clip}: make it with train/pretrain_clip.py, or give null."
         )
-    folder = Path(recipe.clip).parent
-    if (folder / "tokenizer.json").is_file():  # as many words in another order would load, and mean other things
-        if AutoTokenizer.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
-            raise ValueError(
-                f"initialize.clip: {folder} has another vocabulary than the recipe; give "
-                f"processor.tokenizer=pretrained processor.path={folder}."
-            )
+    _check_vocabulary("initialize.clip", Path(recipe.clip).parent, processor)
     load_clip_weights(ClipEncoderConfig(pretrained=recipe.clip), image[0] if image else None, text[0])

@@ -1,9 +1,9 @@
-"""Second half of a tiny CLIP's pretraining: from crops to whole scenes.
+"""Pretrain a recipe's encoders on whole scenes: the second half of a tiny CLIP's pretraining, or all that others get.
 
 `pretrain_clip.py` shows the image tower one object at a time. The models read its map of a whole scene, so here each
 object's vector is the mean of that map over the object, and is to be found among all objects of the batch by one of
 the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). A ResNet's three
-levels also say which category lies at each position and where its box is, as in `pretrain_vision.py`. Both losses are
+(or other vision encoder's) levels also say which category lies at each position and where its box is, as in `pretrain_vision.py`. Both losses are
 summed. Made for two CPU cores:
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
@@ -11,7 +11,11 @@ summed. Made for two CPU cores:
         --sizes 128 256 --out outputs/clip-refscenes
     python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
-To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config, model.image_size
+With --frozen-clip that CLIP stays as it is, and the recipe's own vision encoder learns to fit it (VATEX); its file is
+for `initialize.vision_encoder`. Without --clip the recipe's vision encoder and its Bi-GRU learn together (VLT), for
+`initialize.vision_encoder` and `initialize.text_encoder`.
+
+To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config (or vision_config), model.image_size
 (model.clip_image_size, where there is one), names, splits, image_size and validation_size of data, and training.seed
 matter. The folder is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments,
 versions, hardware, seconds, how often an object of the validation split finds its "a red cup" among all pairs of
@@ -29,11 +33,11 @@ import open_clip
 import torch
 from accelerate.utils import set_seed
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageSegmentation, AutoTokenizer
 
 
 if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
@@ -44,8 +48,9 @@ from hf_ris.data.refscenes_text import COLOUR_WORDS
 from hf_ris.data.transforms import mirror_text
 from hf_ris.models.clip_encoders import ClipResNet, build_clip_image_encoder
 from hf_ris.models.processing_ris import RisImageProcessor
+from hf_ris.models.text_encoders import BiGru
 from hf_ris.models.vision_encoders import build_vision_encoder
-from train.build import build_config, load_split
+from train.build import build_config, build_tokenizer, load_split
 from train.order import StepBatches, seed_of
 from train.pretrain_clip import TinyClip, looks, prompt
 from train.pretrain_vision import DenseHeads, ObjectRows, dense_loss, save_vision_encoder
@@ -128,25 +133,50 @@ class SceneClip(nn.Module):
         self.clip.save(folder, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
+class FrozenText(nn.Module):
+    """The text tower of a pretrained folder, which stays as it is."""
+
+    def __init__(self, clip: SceneClip):
+        super().__init__()
+        self.clip, self.width = clip.requires_grad_(False), clip.sentences(["a"]).shape[1]
+
+    @torch.no_grad()
+    def sentences(self, texts: list[str]) -> Tensor:
+        self.clip.eval()
+        return self.clip.sentences(texts)
+
+    def save(self, folder: Path) -> None:
+        """Nothing of it is new."""
+
+
+class GruText(nn.Module):
+    """A Bi-GRU with its tokenizer; a sentence is the mean of its words' states."""
+
+    def __init__(self, encoder: BiGru, tokenizer):
+        super().__init__()
+        self.encoder, self.tokenizer, self.width = encoder, tokenizer, encoder.channels
+
+    def sentences(self, texts: list[str]) -> Tensor:
+        encoded = self.tokenizer(texts, padding=True, return_tensors="pt")
+        return F.normalize(self.encoder(encoded["input_ids"], encoded["attention_mask"])[1].float(), dim=-1)
+
+    def save(self, folder: Path) -> None:
+        save_file(self.encoder.state_dict(), folder / "text_encoder.safetensors", metadata={"format": "pt"})
+        self.tokenizer.save_pretrained(folder)
+
+
 class SceneVision(nn.Module):
-    """A vision encoder that learns to fit a pretrained folder's text tower, which stays as it is; else as `SceneClip`.
+    """A vision encoder, which learns beside a text: else as `SceneClip`.
 
     The joint map is the sum of the levels, each through a 1x1 convolution, at the size of the finest.
     """
 
-    def __init__(self, config, clip: SceneClip):
+    def __init__(self, config, text: FrozenText | GruText):
         super().__init__()
-        self.encoder = build_vision_encoder(config)
+        self.text, self.encoder = text, build_vision_encoder(config)
         self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES))
-        width = clip.sentences(["a"]).shape[1]
-        self.projections = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.encoder.channels)
-        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
-        self.text = clip.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "SceneVision":
-        super().train(mode)
-        self.text.eval()
-        return self
+        self.projections = nn.ModuleList(nn.Conv2d(channels, text.width, 1) for channels in self.encoder.channels)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's own start
 
     def joint(self, pixels: Tensor, side: int) -> tuple[Tensor, list[Tensor]]:
         levels = self.encoder(pixels)
@@ -155,12 +185,12 @@ class SceneVision(nn.Module):
         joint = sum(F.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in maps)
         return joint, self.heads(levels, side)
 
-    @torch.no_grad()
     def sentences(self, texts: list[str]) -> Tensor:
         return self.text.sentences(texts)
 
     def save(self, folder: Path) -> None:
         save_vision_encoder(self.encoder, folder)
+        self.text.save(folder)
 
 
 @torch.no_grad()
@@ -181,24 +211,39 @@ def measure(model: SceneClip | SceneVision, rows: SceneRegions) -> float:
     return sum(right) / len(right)
 
 
+def scene_model(architecture: str, config, tokenizer, options: argparse.Namespace) -> SceneClip | SceneVision:
+    """What `options` say is to learn."""
+    if options.clip is None:
+        kind = AutoModelForImageSegmentation.from_config(config)
+        encoder = getattr(kind, "text_encoder", None)
+        if options.frozen_clip or not isinstance(encoder, BiGru):
+            raise ValueError(f"--clip: {architecture} has no Bi-GRU that could learn in its place; name a folder.")
+        return SceneVision(config.vision_config, GruText(encoder, tokenizer))
+    if "clip_config" not in config.sub_configs:
+        raise ValueError(f"--clip: {architecture} has no CLIP: no model.clip_config.")
+    clip = SceneClip(config.clip_config, options.clip)
+    if not options.frozen_clip:
+        return clip
+    if "vision_config" not in config.sub_configs:
+        raise ValueError(f"--frozen-clip: {architecture} has no vision encoder beside its CLIP.")
+    return SceneVision(config.vision_config, FrozenText(clip))
+
+
 def pretrain(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     data, seed = recipe.data, recipe.training.seed
-    if not (options.clip / "open_clip_model.safetensors").is_file():
+    if options.clip is not None and not (options.clip / "open_clip_model.safetensors").is_file():
         raise ValueError(f"--clip: {options.clip} holds no CLIP; make it with train/pretrain_clip.py.")
     set_seed(seed)
-    config = build_config(recipe, words=len(AutoTokenizer.from_pretrained(options.clip)))
-    if "clip_config" not in config.sub_configs:
-        raise ValueError(f"{options.recipe} is for {recipe.architecture}, which has no CLIP: no model.clip_config.")
-    model = SceneClip(config.clip_config, options.clip)
-    if options.frozen_clip:
-        if "vision_config" not in config.sub_configs:
-            raise ValueError(f"--frozen-clip: {recipe.architecture} has no vision encoder beside its CLIP.")
-        model = SceneVision(config.vision_config, model)
-    model.to(memory_format=torch.channels_last)
+    if options.clip is None:
+        tokenizer = build_tokenizer(recipe.processor, load_split(data.name, data.split, data.size, data.image_size))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(options.clip)
+    config = build_config(recipe, words=len(tokenizer))
+    model = scene_model(recipe.architecture, config, tokenizer, options).to(memory_format=torch.channels_last)
     train = load_split(data.name, data.split, options.scenes, data.image_size)
     val = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
-    of_clip = not options.frozen_clip
+    of_clip = isinstance(model, SceneClip)
     sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size) if of_clip else config.image_size]
     rows_of = [SceneRegions(train, size, seed, augment=True, of_clip=of_clip) for size in sizes]
     validations = [SceneRegions(val, size, seed, augment=False, of_clip=of_clip) for size in sizes]
@@ -228,13 +273,15 @@ def pretrain(options: argparse.Namespace) -> None:
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
     model.save(options.out)
-    after = json.loads((options.clip / "pretraining.json").read_text())
-    work.write(seed, scenes=options.scenes, sizes=sizes, frozen_clip=options.frozen_clip, after=after)
+    told = {"scenes": options.scenes, "sizes": sizes, "frozen_clip": options.frozen_clip}
+    if options.clip is not None:
+        told["after"] = json.loads((options.clip / "pretraining.json").read_text())
+    work.write(seed, **told)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=2000, batch_size=16, learning_rate=1.5e-3, evaluate_every=500)
-    parser.add_argument("--clip", type=Path, required=True, help="folder of a CLIP, as train/pretrain_clip.py writes it")
+    parser.add_argument("--clip", type=Path, help="folder of a CLIP that learns on, as train/pretrain_clip.py writes it")
     parser.add_argument("--frozen-clip", action="store_true", help="it stays; the model's own vision encoder learns")
     parser.add_argument(
         "--sizes", type=int, nargs="+", metavar="SIDE", help="of the scenes, taken in turns (the recipe's image size)"

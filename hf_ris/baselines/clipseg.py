@@ -12,7 +12,7 @@ from ..models.processing_ris import RisImageProcessor, RisProcessor
 from .loading import load_part
 
 
-THRESHOLD = 0.3  # at which the paper cuts PhraseCut
+THRESHOLD = 0.3  # ours: the public weights were not at hand to choose one by
 
 
 class Clipseg(nn.Module):

@@ -84,10 +84,7 @@ def upload(
 class HubMixin:
     """`save_pretrained` and `push_to_hub` of models, processors and pipelines; stands before transformers' class."""
 
-    @property
-    def architecture(self) -> str:
-        """The model type, as `lts`."""
-        raise NotImplementedError
+    architecture: str  # the model type, as `lts`: a property of each
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As in transformers; adds a card where the folder has none."""
