@@ -1,25 +1,33 @@
-"""Pretrain a recipe's encoders on whole scenes: the second half of a tiny CLIP's pretraining, or all that others get.
+"""Pretrain a recipe's encoders on whole scenes, region by region.
 
-`pretrain_clip.py` shows the image tower one object at a time. The models read its map of a whole scene, so here each
-object's vector is the mean of that map over the object, and is to be found among all objects of the batch by one of
-the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). A ResNet's three
-(or other vision encoder's) levels also say which category lies at each position and where its box is, as in `pretrain_vision.py`. Both losses are
-summed. Made for two CPU cores:
+Each object's vector is the mean of the image's map over the object, and is to be found among all objects of the batch
+by one of the data's own expressions, places included ("the left cup"; in a mirrored scene, the right one). The levels
+of a convolutional encoder also say which category lies at each position and where its box is, as in
+`pretrain_vision.py`. All losses are summed. Made for two CPU cores.
+
+It is the second half of a tiny CLIP's pretraining, whose first half shows one object at a time (CRIS, SegVLM, EAVL):
 
     python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-crops
     python train/pretrain_regions.py --recipe train/recipes/cris/refscenes.yaml --clip outputs/clip-crops \\
         --sizes 128 256 --out outputs/clip-refscenes
-    python train/train.py --recipe train/recipes/cris/refscenes.yaml
 
-With --frozen-clip that CLIP stays as it is, and the recipe's own vision encoder learns to fit it (VATEX); its file is
-for `initialize.vision_encoder`. Without --clip the recipe's vision encoder and its Bi-GRU learn together (VLT), for
-`initialize.vision_encoder` and `initialize.text_encoder`.
+With --frozen-clip that CLIP stays as it is, and the recipe's own vision encoder learns to fit it, for
+`initialize.vision_encoder` (VATEX):
 
-To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only model.clip_config (or vision_config), model.image_size
-(model.clip_image_size, where there is one), names, splits, image_size and validation_size of data, and training.seed
-matter. The folder is one that open_clip loads, as the first half's is, with log.jsonl and pretraining.json (arguments,
-versions, hardware, seconds, how often an object of the validation split finds its "a red cup" among all pairs of
-colour and category at each size, and under `after` the first half's facts).
+    python train/pretrain_regions.py --recipe train/recipes/vatex/refscenes.yaml --clip outputs/clip-refscenes \\
+        --frozen-clip --out outputs/vatex-vision
+
+Without --clip the recipe's vision encoder and its Bi-GRU learn together, for `initialize.vision_encoder` and
+`initialize.text_encoder` (VLT):
+
+    python train/pretrain_regions.py --recipe train/recipes/vlt/refscenes.yaml --out outputs/vlt-regions
+
+To see that it works, in seconds: --steps 20 --scenes 64. Of the recipe only the encoders' configs, model.image_size (a
+CLIP's own: model.clip_image_size, where there is one), processor.tokenizer, names, splits, image_size and
+validation_size of data, and training.seed matter. A CLIP's folder is one that open_clip loads, as the first half's is.
+Each folder has log.jsonl and pretraining.json (arguments, versions, hardware, seconds, how often an object of the
+validation split finds its "a red cup" among all pairs of colour and category at each size, and under `after` what the
+CLIP's own says).
 """
 
 import argparse
@@ -281,7 +289,9 @@ def pretrain(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=2000, batch_size=16, learning_rate=1.5e-3, evaluate_every=500)
-    parser.add_argument("--clip", type=Path, help="folder of a CLIP that learns on, as train/pretrain_clip.py writes it")
+    parser.add_argument(
+        "--clip", type=Path, help="folder of a CLIP that learns on, as train/pretrain_clip.py writes it"
+    )
     parser.add_argument("--frozen-clip", action="store_true", help="it stays; the model's own vision encoder learns")
     parser.add_argument(
         "--sizes", type=int, nargs="+", metavar="SIDE", help="of the scenes, taken in turns (the recipe's image size)"
