@@ -35,8 +35,8 @@ class VltConfig(RisConfig):
         num_queries: N_q.
         mask_upsamplings: by 2, of the mask decoder: with 2 the logits have four times the size of the fused features.
         query_balance: weigh each query's response by its score (query balance module).
-        fused_loss_weight: of a further loss, not of the paper: the same cross-entropy for a 1x1 convolution of the fused
-            features, so that small models find their objects early; 0 leaves it out.
+        fused_loss_weight: of a further loss, not of the paper: the same cross-entropy for a 1x1 convolution of the
+            fused features, so that small models find their objects early; 0 leaves it out.
         aligner: EAVL's Vision-Language Aligner instead of the mask decoder's last convolution (EAVL, Table V).
     """
 

@@ -190,8 +190,8 @@ class VltForReferringSegmentation(RisPreTrainedModel):
             `RisOutput`: logits (N, S/4, S/4); query_logits, the balanced responses as maps (N, N_q, S/16, S/16), which
             the mask decoder reads (no masks by themselves), and query_scores (N, N_q) in (0, 1), the balance. With the
             aligner these are its masks (N, N_q, S/4, S/4), None in training, and their weights, which sum to 1. With
-            labels also `loss` = `losses["cross_entropy"]`, plus `fused_loss_weight` times `losses["fused"]` where that is not
-            0.
+            labels also `loss` = `losses["cross_entropy"]`, plus `fused_loss_weight` times `losses["fused"]` where that
+            is not 0.
 
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
