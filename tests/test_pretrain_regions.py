@@ -80,7 +80,7 @@ def pretrain_crops(arch: str, arguments: str, folder: Path) -> tuple[list[str], 
 def test_both_towers_learn_and_open_clip_loads_the_result(arguments, tmp_path):
     crops, regions = tmp_path / "crops", tmp_path / "regions"
     common, overrides = pretrain_crops("cris" if arguments == RESNET else "vatex", arguments, crops)
-    pretrain([*common, "--out", str(regions), "--steps", "60", "--sizes", "64", "96", *overrides])
+    pretrain([*common, "--out", str(regions), "--sizes", "64", "96", "--steps", "60", *overrides])
 
     log = [json.loads(line)["loss"] for line in (regions / "log.jsonl").read_text().splitlines()]
     assert log[-1] < 0.9 * log[0]
@@ -99,7 +99,7 @@ def test_a_vision_encoder_learns_to_fit_a_clip_that_stays(tmp_path):
     common, overrides = pretrain_crops("vatex", RESNET, crops)
     weights = (crops / "open_clip_model.safetensors").read_bytes()
     small = "model.vision_config.arguments={layers: [1, 1, 1, 1], channels: [8, 8, 16, 16], stem_width: 4}"
-    options = [*common, "--frozen-clip", "--out", str(vision), "--steps", "60", "--sizes", "64"]
+    options = [*common, "--frozen-clip", "--out", str(vision), "--sizes", "64", "--steps", "60"]
     pretrain([*options, *overrides, small])
 
     log = [json.loads(line)["loss"] for line in (vision / "log.jsonl").read_text().splitlines()]
@@ -114,11 +114,40 @@ def test_a_vision_encoder_learns_to_fit_a_clip_that_stays(tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.vision_encoder.state_dict().items())
 
 
-def test_what_has_no_vision_encoder_of_its_own_is_one_sentence(tmp_path, capsys):
+def test_a_vision_encoder_and_a_gru_learn_together(tmp_path):
+    options = ["--recipe", str(RECIPES / "vlt" / "refscenes.yaml"), "--no-bf16", "--learning-rate", "0.005"]
+    options += ["--batch-size", "4", "--scenes", "12", "--sizes", "64", "--steps", "60", "--out", str(tmp_path)]
+    darknet = "{depths: [1, 1, 1, 1, 1], widths: [4, 8, 8, 16, 16], stem_width: 4}"
+    small = [DATA, "model.image_size=64", f"model.vision_config.arguments={darknet}"]
+    pretrain([*options, *small])
+
+    log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1] < 0.9 * log[0]
+    paths = {part: tmp_path / f"{part}.safetensors" for part in ("vision_encoder", "text_encoder")}
+    from_files = [f"initialize.{part}={path}" for part, path in paths.items()]
+    recipe = RECIPES / "vlt" / "refscenes.yaml"
+    scenes = load_refscenes("refscenes", "train", 12, image_size=64)
+    model, _ = build_model(load_recipe(recipe, [*small, *from_files]), scenes)
+    for part, path in paths.items():
+        state = load_file(path)
+        assert all(torch.equal(tensor, state[name]) for name, tensor in getattr(model, part).state_dict().items())
+    with pytest.raises(ValueError, match="initialize.text_encoder: .* has another vocabulary than the recipe"):
+        build_model(load_recipe(recipe, [*small, *from_files, "processor.min_count=2"]), scenes)
+
+
+def test_what_cannot_learn_so_is_one_sentence(tmp_path, capsys):
     common, overrides = pretrain_crops("cris", RESNET, tmp_path / "crops")
-    with pytest.raises(SystemExit):
-        pretrain([*common, "--frozen-clip", "--out", str(tmp_path / "out"), *overrides])
-    assert "--frozen-clip: cris has no vision encoder beside its CLIP" in " ".join(capsys.readouterr().err.split())
+    lavt = ["--recipe", str(RECIPES / "lavt" / "refscenes.yaml"), DATA]
+    vlt = ["--recipe", str(RECIPES / "vlt" / "refscenes.yaml"), DATA]
+    for options, message in (
+        ([*common, "--frozen-clip", *overrides], "--frozen-clip: cris has no vision encoder beside its CLIP"),
+        ([*lavt, "--clip", str(tmp_path / "crops")], "crops is another CLIP than model.clip_config asks for"),
+        ([*vlt, "--clip", str(tmp_path / "crops")], "--clip: vlt has no CLIP: no model.clip_config"),
+        (lavt, "--clip: lavt has no Bi-GRU that could learn in its place; name a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            pretrain(["--out", str(tmp_path / "out"), *options])
+        assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
 

@@ -106,6 +106,18 @@ def test_every_variant_trains(variant):
     assert (outputs.query_scores is None) is (variant == "without query balance")
 
 
+def test_the_fused_features_can_learn_the_mask_beside_the_queries():
+    """By a loss of their own, which is added with its weight and changes nothing that the model answers."""
+    with_loss, without = model_of(fused_loss_weight=0.5), model_of()
+    without.load_state_dict(with_loss.state_dict(), strict=False)
+    outputs, plain = with_loss(**batch(labels=labels())), without(**batch(labels=labels()))
+    assert outputs.logits.equal(plain.logits) and "fused" not in plain.losses
+    assert outputs.loss.item() == pytest.approx(plain.loss.item() + 0.5 * outputs.losses["fused"].item())
+    outputs.losses["fused"].backward()
+    taught = {name.split(".")[0] for name, p in with_loss.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {"vision_encoder", "text_encoder", "neck", "project", "fused_mask"}
+
+
 def test_balance_weighs_the_responses():
     """A query of score 0 leaves its map at the bias; the scores are a sigmoid of query and response."""
     model = model_of()
@@ -242,6 +254,7 @@ def test_numerics_are_frozen():
         ({"text_encoder": "lstm"}, "text_encoder"),
         ({"num_queries": 0}, "num_queries must be at least 1"),
         ({"hidden_dim": 15}, "multiple of num_heads"),
+        ({"fused_loss_weight": -1.0}, "fused_loss_weight must not be negative, got -1.0"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"mask_upsamplings": 3}, "mask_upsamplings"),
         ({"fusion_stage": 2}, "fusion_stage must be one of"),

@@ -117,7 +117,10 @@ class SceneClip(nn.Module):
     def __init__(self, config, folder: Path):
         super().__init__()
         self.clip = TinyClip(config, AutoTokenizer.from_pretrained(folder))
-        self.clip.model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+        try:
+            self.clip.model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+        except RuntimeError as error:
+            raise ValueError(f"--clip: {folder} is another CLIP than model.clip_config asks for.") from error
         self.text_tower, self.encoder = self.clip.model, build_clip_image_encoder(config)
         self.encoder.backbone.load_state_dict(self.text_tower.visual.state_dict())
         self.text_tower.visual.requires_grad_(False)  # its twin in `encoder` learns, and is written back at the end
