@@ -209,7 +209,7 @@ def test_training_sums_kernels_instead_of_masks(estimator):
 # recipe's model smaller, the fixed kernel that the aligner replaces, and the number of queries
 HOSTS = {
     "cris": (64, [], "projector.kernel.", 24),
-    "vlt": (64, [], "mask.", 8),
+    "vlt": (64, [], "mask.", 16),
     "lavt": (128, ["model.aligner_dim=32"], "decoder.classifier.", 24),
 }
 

@@ -156,7 +156,8 @@ def _load_part(model: torch.nn.Module, name: str, path: str | None, processor=No
     try:
         parts[name].load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ValueError(f"initialize.{name}: {path} does not fit the recipe's model: {error}") from error
+        fields = {"vision_encoder": "model.vision_config", "text_encoder": "the text fields of model"}[name]
+        raise ValueError(f"initialize.{name}: {path} does not fit {fields}: {error}") from error
 
 
 def _check_vocabulary(option: str, folder: Path, processor) -> None:
