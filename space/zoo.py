@@ -63,6 +63,9 @@ _MISFITS = (
 )
 
 
+_MIXED_CASE = {"mpg_lqgnet": "MPG-LQGNet", "segvlm": "SegVLM"}  # the others are written in capitals
+
+
 @dataclass(frozen=True)
 class Entry:
     """A model that can be chosen.
@@ -70,7 +73,7 @@ class Entry:
     Attributes:
         key: what names it in the page and the API: a bundled folder's name, a baseline's, a Hub id or a folder's path.
         title: name to show.
-        architecture: its model type, in capitals; a baseline's title.
+        architecture: as its paper writes it; a baseline's title.
         folder: where its files lie; None for a baseline.
         note: what it was trained on, where that limits what to expect of it.
     """
@@ -178,7 +181,8 @@ class Zoo:
 
 def read_entry(folder: Path, key: str, title: str | None = None) -> Entry:
     """The entry of a checkpoint folder; without a title, its architecture is the title."""
-    architecture = str(read_json(folder / "config.json").get("model_type")).replace("_", "-").upper()
+    model_type = str(read_json(folder / "config.json").get("model_type"))
+    architecture = _MIXED_CASE.get(model_type, model_type.upper())
     scenes = any(name.rsplit("/", 1)[-1].startswith(REFSCENES) for name in training_data(folder))
     return Entry(key, title or architecture, architecture, folder, SCENES_NOTE if scenes else None)
 
