@@ -40,7 +40,8 @@ class InitializeRecipe:
         checkpoint, whose config the recipe's `model` fields then override.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
     vision_encoder: a safetensors file of the vision encoder's own weights, as train/pretrain_vision.py and
-        train/pretrain_regions.py write it. text_encoder: of a Bi-GRU's, as the latter does.
+        train/pretrain_regions.py write it.
+    text_encoder: a safetensors file of the Bi-GRU's own weights, as train/pretrain_regions.py writes it.
     clip: a safetensors file of CLIP's weights as open_clip names them, as train/pretrain_clip.py writes it.
     """
 
