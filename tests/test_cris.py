@@ -22,8 +22,9 @@ from hf_ris.conversion.__main__ import main
 from hf_ris.conversion.checkpoint import gather
 from hf_ris.conversion.cris import build_config, official_name, official_state
 from hf_ris.models.clip_tokenizer import clip_tokenizer
-from hf_ris.models.modeling_cris import corner_coordinates, plane_positions, respond, sequence_positions
+from hf_ris.models.modeling_cris import corner_coordinates, respond
 from hf_ris.models.modeling_ris import RisOutput
+from hf_ris.models.positions import plane_positions, sequence_positions
 from hf_ris.models.processing_cris import letterbox
 from hf_ris.models.text_encoders import word_tokenizer
 from train.optim import settings_of_parameters

@@ -32,7 +32,6 @@ Deviations and readings:
   not built.
 """
 
-import math
 from typing import ClassVar
 
 import torch
@@ -46,6 +45,7 @@ from .configuration_cris import CrisConfig
 from .convolutions import ConvNorm, ConvNormReLU, upsample
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
+from .positions import plane_positions, sequence_positions
 
 
 class CrossModalNeck(nn.Module):
@@ -311,22 +311,6 @@ def corner_coordinates(x: Tensor) -> Tensor:
     rows = torch.linspace(-1, 1, height, device=x.device)
     grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
     return grid.to(x.dtype).expand(x.shape[0], -1, -1, -1)
-
-
-def sequence_positions(length: int, channels: int, device: torch.device) -> Tensor:
-    """(length, channels) float32: sines of 0, 1, 2, ... in even channels, cosines in odd ones, base 10,000."""
-    steps = torch.arange(0, channels, 2, device=device, dtype=torch.float32)
-    frequencies = (steps * (-math.log(10_000) / channels)).exp()
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
-
-
-def plane_positions(x: Tensor) -> Tensor:
-    """(hw, C) of a map (N, C, h, w): `sequence_positions` of the column, then of the row, half the channels each."""
-    channels, height, width = x.shape[1:]
-    columns = sequence_positions(width, channels // 2, x.device)[None].expand(height, -1, -1)
-    rows = sequence_positions(height, channels // 2, x.device)[:, None].expand(-1, width, -1)
-    return torch.cat([columns, rows], -1).flatten(0, 1).to(x.dtype)
 
 
 CrisForReferringSegmentation.register_for_auto_class("AutoModel")

@@ -28,6 +28,8 @@ Deviations and readings:
 - Trained with binary cross-entropy, the mean over pixels (the published program sums), at the logits' stride.
 - With `fused_loss_weight` (the default is 0) a 1x1 convolution of the fused features learns the mask too. It serves
   training alone: attention that starts out even tells the neck late what to look for.
+- With `memory_positions` (the default is False) positions in cells, as CRIS has them, are added once to the pixels that
+  the transformer reads, so that they are in its values too: what is to be drawn from a response must be in it.
 - Left out of the journal version: spatial dynamic fusion and masked contrastive learning. Its Swin-B and BERT are here.
 - With the aligner (EAVL, Table V), kernels made from the queries replace the mask decoder's last convolution; query
   balance stays.
@@ -45,7 +47,7 @@ from .convolutions import ConvNormReLU, upsample
 from .fusion_neck import FusionNeck
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
-from .positions import sine_positions
+from .positions import plane_positions, sine_positions
 from .text_encoders import BiGru, load_bert, mean_of_words
 from .vision_encoders import build_vision_encoder
 
@@ -60,11 +62,14 @@ class VltTransformer(nn.Module):
         self.encoder_norm = nn.LayerNorm(config.hidden_dim)
         self.decoder = nn.ModuleList(TransformerLayer(*sizes, cross=True) for _ in range(config.num_decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.hidden_dim)
+        self.memory_positions = config.memory_positions
 
     def forward(self, fused: Tensor, queries: Tensor) -> Tensor:
         """Pixels (N, C, h, w), queries F_q (N, N_q, C) -> responses F_r (N, N_q, C)."""
         positions = sine_positions(fused)
         memory = fused.flatten(2).transpose(1, 2)
+        if self.memory_positions:
+            memory = memory + plane_positions(fused)
         for layer in self.encoder:
             memory = layer(memory, positions)
         memory = self.encoder_norm(memory)

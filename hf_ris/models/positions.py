@@ -33,3 +33,19 @@ def sine_positions(x: Tensor, content: Tensor | None = None) -> Tensor:
     rows, columns = parts[0].unsqueeze(-2), parts[1].unsqueeze(-3)
     rows, columns = rows.expand(*rows.shape[:-2], width, -1), columns.expand(*columns.shape[:-3], height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(-3, -2).to(x.dtype)
+
+
+def sequence_positions(length: int, channels: int, device: torch.device) -> Tensor:
+    """(length, channels) float32: sines of 0, 1, 2, ... in even channels, cosines in odd ones, base 10,000."""
+    steps = torch.arange(0, channels, 2, device=device, dtype=torch.float32)
+    frequencies = (steps * (-math.log(10_000) / channels)).exp()
+    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+
+def plane_positions(x: Tensor) -> Tensor:
+    """(hw, C) of a map (N, C, h, w): `sequence_positions` of the column, then of the row, half the channels each."""
+    channels, height, width = x.shape[1:]
+    columns = sequence_positions(width, channels // 2, x.device)[None].expand(height, -1, -1)
+    rows = sequence_positions(height, channels // 2, x.device)[:, None].expand(-1, width, -1)
+    return torch.cat([columns, rows], -1).flatten(0, 1).to(x.dtype)
