@@ -30,6 +30,8 @@ Deviations and readings:
   training alone: attention that starts out even tells the neck late what to look for.
 - With `memory_positions` (the default is False) positions in cells, as CRIS has them, are added once to the pixels that
   the transformer reads, so that they are in its values too: what is to be drawn from a response must be in it.
+- With `query_positions` (the default is False) each query has a learned position. The queries are means of the words,
+  so a short expression gives almost the same 16 times; with positions each can look at another part of the object.
 - Left out of the journal version: spatial dynamic fusion and masked contrastive learning. Its Swin-B and BERT are here.
 - With the aligner (EAVL, Table V), kernels made from the queries replace the mask decoder's last convolution; query
   balance stays.
@@ -63,6 +65,7 @@ class VltTransformer(nn.Module):
         self.decoder = nn.ModuleList(TransformerLayer(*sizes, cross=True) for _ in range(config.num_decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.hidden_dim)
         self.memory_positions = config.memory_positions
+        self.query_positions = nn.Embedding(config.num_queries, config.hidden_dim) if config.query_positions else None
 
     def forward(self, fused: Tensor, queries: Tensor) -> Tensor:
         """Pixels (N, C, h, w), queries F_q (N, N_q, C) -> responses F_r (N, N_q, C)."""
@@ -73,8 +76,9 @@ class VltTransformer(nn.Module):
         for layer in self.encoder:
             memory = layer(memory, positions)
         memory = self.encoder_norm(memory)
+        own = None if self.query_positions is None else self.query_positions.weight
         for layer in self.decoder:
-            queries = layer(queries, memory=memory, memory_positions=positions)
+            queries = layer(queries, own, memory, positions)
         return self.decoder_norm(queries)
 
 
