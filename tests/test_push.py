@@ -12,7 +12,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 
 from train import push
-from train.bundle import measured
+from train.bundle import measured, pretraining_log, results
 from train.card import UNTRAINED, model_card
 
 
@@ -169,6 +169,31 @@ def test_a_bundle_takes_further_evaluations(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="testA.json is not what train/evaluate.py writes"):
         measured([path])
+
+
+def test_an_earlier_run_is_told_as_pretraining(tmp_path):
+    """With its recipe, and with what it started from before it."""
+    told, recipe, _ = bundle_parts()
+    for name, step in (("first", 40), ("second", 60)):
+        (tmp_path / name).mkdir()
+        facts = {key: told[key] for key in ("revision", "versions", "hardware", "parameters")}
+        (tmp_path / name / "run.json").write_text(json.dumps({"recipe": recipe, **facts}))
+        (tmp_path / name / "log.jsonl").write_text(
+            json.dumps({"step": step, "loss": 0.5, "seconds": 3.0 * step}) + "\n"
+        )
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders" / "pretraining.json").write_text('{"steps": 7, "seconds": 30}')
+    (tmp_path / "encoders" / "log.jsonl").write_text('{"step": 7}\n')
+    before = [tmp_path / "encoders", tmp_path / "first"]
+    facts = results(tmp_path / "second", [], before)
+    assert (facts["steps"], facts["training_seconds"]) == (60, 180)
+    encoders, first = facts["pretraining"]
+    assert encoders == {"folder": "encoders", "steps": 7, "seconds": 30}
+    assert (first["folder"], first["steps"], first["seconds"], first["recipe"]) == ("first", 40, 120, recipe)
+    card = model_card("user/mine", facts, recipe, [])
+    assert "- Before: 2 minutes of pretraining" in card  # 150 s
+    lines = [json.loads(line) for line in pretraining_log(before).splitlines()]
+    assert [(line["folder"], line["step"]) for line in lines] == [("encoders", 7), ("first", 40)]
 
 
 def test_what_cannot_be_pushed_is_named(tmp_path, monkeypatch):

@@ -79,6 +79,7 @@ VARIANTS = {
     "without query balance": ({"query_balance": False}, 4, 16),
     "one query": ({"num_queries": 1}, 4, 16),
     "maps at stride 8, upsampled once": ({"fusion_stage": 3, "mask_upsamplings": 1}, 8, 16),
+    "with positions": ({"memory_positions": True, "query_positions": True}, 4, 16),
     "no upsampling": ({"mask_upsamplings": 0}, 4, 4),
     "aligner (EAVL, table V)": ({"aligner": True}, 16, 16),
 }
@@ -161,6 +162,26 @@ def test_order_of_queries_is_that_of_the_mask_decoders_channels():
     torch.testing.assert_close(after.query_scores, before.query_scores[:, order])
     torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-5)
     assert (before.query_logits[:, 0] - before.query_logits[:, 1]).abs().max() > 1e-4
+
+
+def test_positions_of_queries_tell_equal_queries_apart():
+    """One word makes one query, many times over; with positions each has a response of its own."""
+    fused, queries = torch.randn(2, 16, 4, 4), torch.randn(2, 1, 16).expand(-1, 3, -1)
+    for learned in (False, True):
+        with torch.no_grad():
+            responses = model_of(query_positions=learned).transformer(fused, queries)
+        assert torch.allclose(responses[:, 0], responses[:, 1], atol=1e-5) is not learned
+
+
+def test_positions_of_pixels_can_be_in_the_memory():
+    """Equal pixels stay equal in the memory, whatever the keys know of their places, unless it has positions itself."""
+    fused, queries = torch.randn(2, 16, 1, 1).expand(-1, -1, 4, 4), torch.randn(2, 3, 16)
+    for placed in (False, True):
+        transformer, seen = model_of(memory_positions=placed).transformer, {}
+        transformer.encoder_norm.register_forward_hook(lambda module, args, output, seen=seen: seen.update(m=output))
+        with torch.no_grad():
+            transformer(fused, queries)
+        assert torch.allclose(seen["m"][:, :1], seen["m"], atol=1e-5) is not placed
 
 
 def test_sentence_of_bert_is_the_mean_of_its_words():

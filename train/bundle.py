@@ -5,8 +5,8 @@
 
 The folder gets the best model and its processor, recipe.json (the resolved recipe, for `--recipe`), log.jsonl and
 results.json: what it was trained on, for how long, on what, and the results of the JSON files given (`--result` of
-train/evaluate.py), keyed by split and control. Of a run that started from encoders pretrained here (`--pretraining`
-names their folders) it also tells the pretraining, with pretraining_log.jsonl. The first 200 steps can be
+train/evaluate.py), keyed by split and control. Of a run that started from encoders pretrained here, or from an earlier
+run (`--pretraining` names the folders), it also tells these, with pretraining_log.jsonl. The first 200 steps can be
 replayed and compared with the log, once the pretraining is repeated:
 
     python train/train.py --recipe space/checkpoints/lts-refscenes/recipe.json --stop-at-step 200 output_dir=again
@@ -42,24 +42,38 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
     return kept
 
 
-def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict[str, Any]:
-    """What results.json says: the run's own facts, and each evaluation."""
+def run_facts(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(resolved recipe, what results.json says of the training) of a run's folder."""
     facts = json.loads((run / "run.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [entry for entry in log if "loss" in entry]
-    return {
-        "trained_on": [facts["recipe"]["data"]["name"]],
+    return facts["recipe"], {
         "architecture": facts["recipe"]["architecture"],
         "parameters": facts["parameters"],
         "seed": facts["recipe"]["training"]["seed"],
         "steps": steps[-1]["step"],
         "training_seconds": round(steps[-1]["seconds"]),
-        "pretraining": [
-            {"folder": folder.name, **json.loads((folder / "pretraining.json").read_text())} for folder in pretraining
-        ],
         "revision": facts["revision"],
         "versions": facts["versions"],
         "hardware": facts["hardware"],
+    }
+
+
+def pretraining_facts(folder: Path) -> dict[str, Any]:
+    """What train/pretrain_*.py wrote of itself; of an earlier run, its recipe and facts."""
+    if (folder / "pretraining.json").is_file():
+        return json.loads((folder / "pretraining.json").read_text())
+    recipe, facts = run_facts(folder)
+    return {"recipe": recipe, "seconds": facts.pop("training_seconds"), **facts}
+
+
+def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict[str, Any]:
+    """What results.json says: the run's own facts, and each evaluation."""
+    recipe, facts = run_facts(run)
+    return {
+        "trained_on": [recipe["data"]["name"]],
+        **facts,
+        "pretraining": [{"folder": folder.name, **pretraining_facts(folder)} for folder in pretraining],
         "results": measured(evaluations),
     }
 
@@ -106,7 +120,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="folders of train/pretrain_*.py that it started from",
+        help="folders of train/pretrain_*.py, or of earlier runs, that it started from",
     )
     options = parser.parse_args()
     bundle(options.run, options.out, options.evaluations, options.pretraining)

@@ -192,7 +192,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     ]
     if facts["pretraining"]:
         minutes = sum(_seconds(one) for one in facts["pretraining"]) / 60
-        lines.insert(1, f"- Before: encoders were pretrained for {minutes:.0f} minutes (`pretraining` in results.json)")
+        lines.insert(1, f"- Before: {minutes:.0f} minutes of pretraining (`pretraining` in results.json)")
     plain = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return (
         "\n" + "\n".join(lines) + "\n\nThe recipe, for `python train/train.py --recipe recipe.json`; the run's log is "

@@ -5,9 +5,9 @@
     python train/push.py space/checkpoints/lts-refscenes user/lts-refscenes
 
 The first argument is a run's folder (train/train.py; its best model is taken) or a bundle (train/bundle.py), further
-ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from encoders pretrained here,
-`--pretraining` names their folders. The card is the architecture's with these numbers; without any it says so.
-`--out DIR` writes the repository there instead, to look at. Log in first: `hf auth login`, or set HF_TOKEN.
+ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from encoders pretrained here, or
+from an earlier run, `--pretraining` names the folders. The card is the architecture's with these numbers; without any
+it says so. `--out DIR` writes the repository there instead, to look at. Log in first: `hf auth login`, or set HF_TOKEN.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="folders of train/pretrain_*.py that it started from",
+        help="folders of train/pretrain_*.py, or of earlier runs, that it started from",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the repository here and push nothing")
     options = parser.parse_intermixed_args(arguments)

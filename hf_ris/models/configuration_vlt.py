@@ -36,8 +36,8 @@ class VltConfig(RisConfig):
         mask_upsamplings: by 2, of the mask decoder: with 2 the logits have four times the size of the fused features.
         memory_positions: add the pixels' rows and columns, as sines, to what the transformer reads, so that its values
             tell where they are. Not of the paper, whose positions are in queries and keys alone.
-        query_positions: learned, added to the queries in each attention of the decoder, as DETR's. Not of the paper; but few
-            words make 16 queries that are nearly one, and so a small model's masks blobs.
+        query_positions: learned, added to the queries in each attention of the decoder, as DETR's. Not of the paper,
+            where the queries from few words are nearly one.
         query_balance: weigh each query's response by its score (query balance module).
         fused_loss_weight: of a further loss, not of the paper: the same cross-entropy for a 1x1 convolution of the
             fused features, so that small models find their objects early; 0 leaves it out.
