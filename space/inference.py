@@ -73,7 +73,9 @@ def run_model(
         results = processor.post_process_referring_segmentation(outputs, sizes)
         seconds = time.perf_counter() - start
         location = location_maps(outputs, processor, sizes)
-        queries, query_scores = query_maps(outputs, processor, sizes)
+        queries = query_scores = None
+        if outputs.query_logits is not None and loaded.model.query_logits_are_masks:
+            queries, query_scores = query_maps(outputs, processor, sizes)
     return ModelMaps(
         entry=entry,
         parameters=loaded.parameters,
@@ -100,10 +102,8 @@ def location_maps(outputs, processor, sizes: list[tuple[int, int]]) -> np.ndarra
     return None
 
 
-def query_maps(outputs, processor, sizes: list[tuple[int, int]]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def query_maps(outputs, processor, sizes: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """`queries` and `query_scores` of `ModelMaps`; sizes: (height, width) of the picture, once for each expression."""
-    if outputs.query_logits is None or outputs.query_scores is None:
-        return None, None
     masks, scores = outputs.query_logits.float().sigmoid(), outputs.query_scores.float()
     scores, best = scores.topk(min(SHOWN_QUERIES, scores.shape[1]), dim=1)
     masks = masks.gather(1, best[..., None, None].expand(-1, -1, *masks.shape[2:]))

@@ -265,6 +265,17 @@ def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypa
     assert f">{maps.query_scores[0, 0]:.2f} · the &lt;red&gt; star<" in shown
 
 
+def test_maps_that_are_no_masks_are_not_shown_as_such(tiny_trio):
+    """VLT's, which only its mask decoder reads."""
+    model, processor = tiny_trio("vlt")
+    entry = zoo_module.Entry("vlt", "VLT", "VLT", Path(), None)
+    picture = pictures.Picture(Image.effect_noise((90, 60), 60).convert("RGB"), 90, 60, "noise.png")
+    loaded = zoo_module.LoadedModel(model, processor, 0)
+    maps = inference.run_model(entry, loaded, picture, ["the red star"], torch.device("cpu"))
+    shown = render.card(inference.Comparison(picture, ["the red star"], [maps]), maps, "Queries", 0.5)
+    assert maps.queries is None and maps.query_scores is None and "VLT has no query masks." in shown
+
+
 def test_clip_prior_is_shown_with_the_noun_phrase(tiny_trio):
     """VATEX's heatmap lies over CLIP's view, the whole picture squashed, and its five queries are the model's all."""
     model, processor = tiny_trio("vatex")

@@ -27,7 +27,7 @@ class RisOutput(ModelOutput):
         logits: (N, h, w), at the model's own resolution; the mask is `sigmoid(logits) > processor.threshold`.
         prior_logits: (N, layers, h', w') localisation or mask priors (LTS, MPG-LQGNet).
         heatmap: (N, h', w') CLIP prior as cosines in [-1, 1] (VATEX).
-        query_logits: (N, Q, h, w) masks of the single queries (EAVL, VLT, VATEX).
+        query_logits: (N, Q, h, w) masks of the single queries (EAVL, VATEX), or maps that make the mask together (VLT).
         query_scores: (N, Q) their weights or probabilities in [0, 1].
         text_states: sentence features per decoder level, each (N, C) (VATEX).
         input_size: (height, width) in pixels of the canvas that the maps cover, where images of different shapes are
@@ -91,6 +91,11 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     @property
     def architecture(self) -> str:
         return self.config.model_type
+
+    @property
+    def query_logits_are_masks(self) -> bool:
+        """Whether a sigmoid makes `RisOutput.query_logits`, where there are such, masks that can be looked at."""
+        return True
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with a card and what remote code needs (second Auto class, pipeline)."""

@@ -148,6 +148,11 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         self.fused_mask = nn.Conv2d(dim, 1, 1) if config.fused_loss_weight else None
         self.post_init()
 
+    @property
+    def query_logits_are_masks(self) -> bool:
+        """Only the aligner's are; else they are what the mask decoder reads."""
+        return self.aligner is not None
+
     def load_pretrained_encoders(self) -> None:
         """Load the backbone's public weights, and BERT's; GloVe is a file: `text_encoder.load_glove(path, tokenizer)`.
 
