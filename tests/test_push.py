@@ -190,8 +190,9 @@ def test_an_earlier_run_is_told_as_pretraining(tmp_path):
     encoders, first = facts["pretraining"]
     assert encoders == {"folder": "encoders", "steps": 7, "seconds": 30}
     assert (first["folder"], first["steps"], first["seconds"], first["recipe"]) == ("first", 40, 120, recipe)
-    card = model_card("user/mine", facts, recipe, [])
+    card = model_card("user/mine", facts, recipe | {"initialize": {"weights": "outputs/first/best"}}, [])
     assert "- Before: 2 minutes of pretraining" in card  # 150 s
+    assert "random start: Apache-2.0" in card  # as the first run's recipe says
     lines = [json.loads(line) for line in pretraining_log(before).splitlines()]
     assert [(line["folder"], line["step"]) for line in lines] == [("encoders", 7), ("first", 40)]
 

@@ -42,7 +42,7 @@ def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log:
     own = {
         "Measured": _measured(facts, validation),
         "Training": _training(facts, recipe),
-        "Licence": _licence(recipe),
+        "Licence": _licence(facts, recipe),
     }
     sections = {**_sections(card.text), **own}
     if recipe["data"]["name"] in REFSCENES:
@@ -200,8 +200,9 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     )
 
 
-def _licence(recipe: dict[str, Any]) -> str:
-    weights = recipe["initialize"]["weights"]
+def _licence(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
+    earlier = [one["recipe"] for one in facts["pretraining"] if "architecture" in one]  # runs that it went on from
+    weights = [*earlier, recipe][0]["initialize"]["weights"]
     start = {
         "scratch": "The weights, trained from a random start",
         "encoders": "The encoders started from public weights, which keep their authors' licence; all else",
