@@ -195,6 +195,8 @@ def test_an_earlier_run_is_told_as_pretraining(tmp_path):
     assert "random start: Apache-2.0" in card  # as the first run's recipe says
     lines = [json.loads(line) for line in pretraining_log(before).splitlines()]
     assert [(line["folder"], line["step"]) for line in lines] == [("encoders", 7), ("first", 40)]
+    with pytest.raises(ValueError, match="--pretraining: .* is of neither"):
+        results(tmp_path / "second", [], [tmp_path])
 
 
 def test_what_cannot_be_pushed_is_named(tmp_path, monkeypatch):

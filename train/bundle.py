@@ -60,9 +60,17 @@ def run_facts(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def pretraining_facts(folder: Path) -> dict[str, Any]:
-    """What train/pretrain_*.py wrote of itself; of an earlier run, its recipe and facts."""
+    """What train/pretrain_*.py wrote of itself; of an earlier run, its recipe and facts.
+
+    Raises:
+        ValueError: a folder of neither.
+    """
     if (folder / "pretraining.json").is_file():
         return json.loads((folder / "pretraining.json").read_text())
+    if not (folder / "run.json").is_file():
+        raise ValueError(
+            f"--pretraining: {folder} is of neither train/pretrain_*.py (no pretraining.json) nor a run (no run.json)."
+        )
     recipe, facts = run_facts(folder)
     return {"recipe": recipe, "seconds": facts.pop("training_seconds"), **facts}
 
