@@ -262,6 +262,18 @@ def test_swin_pads_before_it_rolls_and_never_shrinks_its_window(size):
             torch.testing.assert_close(block._attn(x)[0], window_attention(block, x[0], 4, shift), atol=1e-10, rtol=0)
 
 
+def test_masked_windows_hold_no_denormal_numbers(monkeypatch):
+    """exp(-100) is 4e-44; products with such numbers take many times longer."""
+    block = tiny_model().vision_encoder.backbone.layers[2].blocks[1]
+    attend, masks = block.attn.forward, []
+    monkeypatch.setattr(block.attn, "forward", lambda x, mask: masks.append(mask) or attend(x, mask))
+    content = torch.tensor([[5, 7]])
+    with torch.no_grad():
+        for argument in (None, content):
+            block._attn(torch.randn(1, 9, 9, 32), argument)
+    assert [sorted(set(mask.exp().flatten().tolist())) for mask in masks] == [[0.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize("size", [(118, 102), (65, 40)])
 def test_any_image_size_gives_logits_of_that_size(size):
     model, inputs = tiny_model(), tiny_inputs(*size)

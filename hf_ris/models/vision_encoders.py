@@ -145,6 +145,11 @@ def _darknet(name: str, out_indices: list[int], depths=None, widths=None, stem_w
     return timm.models.FeatureListNet(CspNet(design), out_indices=out_indices, flatten_sequential=True)
 
 
+# Added to the scores of windows' foreign positions. Its exponential is an exact 0: timm's -100 leaves 4e-44, a denormal
+# number, which slows the products that it enters many times over.
+FOREIGN = -1e4
+
+
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block whose map (B, H, W, C) is padded to whole windows first and rolled after."""
 
@@ -165,7 +170,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
             x = torch.roll(x, shifts=(-shift_h, -shift_w), dims=(1, 2))
         padded_h, padded_w, channels = x.shape[1:]
         windows = window_partition(x, self.window_size).view(-1, self.window_area, channels)
-        mask = self.get_attn_mask(x) if shifted else None
+        mask = self.get_attn_mask(x) * (FOREIGN / -100) if shifted else None
         if shifted and content is not None:
             mask = mask + self._foreign(content, padded_h, padded_w).to(mask.dtype)
             mask = mask.flatten(0, 1)
@@ -176,7 +181,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         return x[:, :height, :width]
 
     def _foreign(self, content: Tensor, height: int, width: int) -> Tensor:
-        """(B, windows, area, area): -100 between what lies in the image's own whole windows and what lies beyond.
+        """(B, windows, area, area): FOREIGN between what lies in the image's own whole windows and what lies beyond.
 
         Alone, an image is padded to whole windows, and what is rolled in from its other side is masked. In a larger
         map that place is taken by more padding.
@@ -185,7 +190,7 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         own = inside(cells(content, window) * window, height, width)
         own = torch.roll(own, shifts=tuple(-shift for shift in self.shift_size), dims=(1, 2))
         own = window_partition(own[..., None], self.window_size).view(len(content), -1, self.window_area)
-        return -100.0 * (own[:, :, :, None] != own[:, :, None, :])
+        return FOREIGN * (own[:, :, :, None] != own[:, :, None, :])
 
 
 class SwinEncoder(VisionEncoder):
