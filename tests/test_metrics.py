@@ -45,7 +45,7 @@ from hf_ris.metrics.ris_oc_iou.object_iou import object_iou
 
 
 METRICS = Path(__file__).parents[1] / "hf_ris" / "metrics"
-MODULES = ["ris_iou", "ris_oc_iou", "ris_localization", "ris_length_iou"]
+MODULES = ["ris_iou", "ris_oc_iou", "ris_localization", "ris_length_iou", "ris_video_jf"]
 SHARED = Path(os.environ.get("HF_RIS_SHARED", Path(__file__).parents[2] / "shared"))
 
 

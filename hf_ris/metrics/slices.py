@@ -1,4 +1,4 @@
-"""What an expression says, as pure functions of its text: location words, ordinals, negation, length.
+"""What an expression says, as pure functions of its text: location words, ordinals, negation, motion, length.
 
 English word lists made for the wording of RefCOCO, RefCOCO+, RefCOCOg and RefScenes. They go by words, not by meaning:
 the "red top" of a woman counts as a location, the "back" she turns as well.
@@ -40,6 +40,20 @@ _NEGATION = _words(
     r"(?:except|excluding|other than|rather than|instead of)",
 )
 
+# What is seen in several frames only: verbs in the third person or in -ing, and words of speed, path and rest.
+_VERBS = (
+    "mov|walk|runn|jump|driv|rid|fly|swimm|turn|spinn|rotat|roll|fall|ris|climb|enter|leav|com|go|stopp|start|bounc|"
+    "slid|glid|cross|pass|chas|follow|approach|accelerat|danc|swing|drift|float|crawl|hopp|dash|circl"
+)
+_MOTION = _words(
+    rf"(?:{_VERBS})ing",
+    r"(?:moves?|walks?|runs|jumps?|drives?|rides|flies|swims?|turns?|spins?|rotates?|rolls?|falls?|rises|climbs?|enters?"
+    r"|leaves|comes|goes|stops?|starts?|bounces?|slides?|glides?|crosses|passes|chases|follows|approaches|drifts?"
+    r"|floats|crawls|hops|dashes|circles|stands?|stays?)",
+    r"(?:fast|slow|quick)(?:er|est|ly)?|(?:un)?moving|motionless|stationary|standing still|stand still",
+    r"towards|clockwise|anticlockwise|counterclockwise",
+)
+
 
 def has_location_word(text: str) -> bool:
     """Whether `text` says where: in the image ("left", "top"), in depth or relative to another thing ("next to")."""
@@ -67,3 +81,8 @@ def distractor_group(same_class_distractors: int) -> str:
     if same_class_distractors < 0:
         raise ValueError(f"same_class_distractors is {same_class_distractors}, but a count is 0 or more")
     return "0" if same_class_distractors == 0 else "1-2" if same_class_distractors < 3 else "3+"
+
+
+def has_motion(text: str) -> bool:
+    """Whether the text says how something moves or that it does not, as `a dog running to the left`."""
+    return _MOTION.search(text.lower()) is not None
