@@ -14,9 +14,6 @@ class MultiHeadAttention(nn.MultiheadAttention):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__(dim, heads, dropout=dropout, batch_first=True)
 
-    def reset_parameters(self) -> None:
-        self._reset_parameters()
-
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, need_weights: bool = False
     ) -> tuple[Tensor, None]:

@@ -51,9 +51,6 @@ class PositionKeepingAttentionPool(AttentionPool2d):
 
     keeps_mean_token = False
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.positional_embedding, std=self.positional_embedding.shape[1] ** -0.5)
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, C, h, w) -> map (B, E, h, w), and the mean token's (B, E) if it is kept, else None."""
         height, width = x.shape[-2:]
@@ -114,11 +111,18 @@ class ClipResNet(Encoder):
 
 
 class _ImageTower(VisionTransformer):
-    """open_clip's, whose raw parameters can be drawn anew by the name that `RisPreTrainedModel` knows."""
+    """open_clip's, whose every token is projected. Its raw parameters are read in its own forward alone."""
 
-    def reset_parameters(self) -> None:
-        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
-            nn.init.normal_(parameter, std=len(self.class_embedding) ** -0.5)
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `ClipViT.joint`."""
+        patches = self.conv1(pixel_values)
+        height, width = patches.shape[-2:]
+        positions = resized_positions(self.positional_embedding, height, width)
+        tokens = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
+        summary = (self.class_embedding + self.positional_embedding[0]).to(tokens.dtype)
+        tokens = torch.cat([summary.expand(tokens.shape[0], 1, -1), tokens], 1)
+        tokens = self.ln_post(self.transformer(self.ln_pre(tokens))) @ self.proj
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)), tokens[:, 0]
 
 
 class ClipViT(Encoder):
@@ -146,15 +150,7 @@ class ClipViT(Encoder):
 
     def joint(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> patches (B, E, H/p, W/p) and the class token (B, E), projected and not normalised."""
-        tower = self.backbone
-        patches = tower.conv1(pixel_values)
-        height, width = patches.shape[-2:]
-        positions = resized_positions(tower.positional_embedding, height, width)
-        tokens = patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype)
-        summary = (tower.class_embedding + tower.positional_embedding[0]).to(tokens.dtype)
-        tokens = torch.cat([summary.expand(tokens.shape[0], 1, -1), tokens], 1)
-        tokens = tower.ln_post(tower.transformer(tower.ln_pre(tokens))) @ tower.proj
-        return tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width)), tokens[:, 0]
+        return self.backbone(pixel_values)
 
 
 def build_clip_image_encoder(config: ClipEncoderConfig) -> ClipViT | ClipResNet:
@@ -165,10 +161,17 @@ def build_clip_image_encoder(config: ClipEncoderConfig) -> ClipViT | ClipResNet:
 
 
 class _TextTower(TextTransformer):
-    """open_clip's, whose raw parameters can be drawn anew by the name that `RisPreTrainedModel` knows."""
+    """open_clip's, for any length and with its words. Its raw parameters are read in its own forward alone."""
 
-    def reset_parameters(self) -> None:
-        self.init_parameters()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As `ClipTextEncoder.forward`."""
+        length = input_ids.shape[1]
+        x = self.token_embedding(input_ids) + self.positional_embedding[:length]
+        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        words = self.ln_final(self.transformer(x, attn_mask=causal))
+        end = attention_mask.sum(1).clamp(min=1) - 1
+        last = words.gather(1, end[:, None, None].expand(-1, 1, words.shape[-1]))[:, 0]
+        return words, last @ self.text_projection
 
 
 class ClipTextEncoder(Encoder):
@@ -179,7 +182,7 @@ class ClipTextEncoder(Encoder):
         settings = clip_model_config(config)
         self.tower = _build_text_tower(settings["embed_dim"], settings["text_cfg"], settings["quick_gelu"])
         self.tower.__class__ = _TextTower
-        self.tower.attn_mask = None  # made for the length at hand instead
+        del self.tower.attn_mask  # made for the length at hand instead
         for block in self.tower.transformer.resblocks:
             block.attn.__class__ = MultiHeadAttention
         self.channels, self.output_dim = self.tower.width, self.tower.output_dim
@@ -198,15 +201,10 @@ class ClipTextEncoder(Encoder):
         Raises:
             ValueError: more tokens than the table of positions has rows.
         """
-        tower, length = self.tower, input_ids.shape[1]
+        length = input_ids.shape[1]
         if length > self.max_length:
             raise ValueError(f"CLIP's text encoder has {self.max_length} positions, but the expressions have {length}.")
-        x = tower.token_embedding(input_ids) + tower.positional_embedding[:length]
-        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-        words = tower.ln_final(tower.transformer(x, attn_mask=causal))
-        end = attention_mask.sum(1).clamp(min=1) - 1
-        last = words.gather(1, end[:, None, None].expand(-1, 1, words.shape[-1]))[:, 0]
-        return words, last @ tower.text_projection
+        return self.tower(input_ids, attention_mask)
 
 
 def clip_model_config(config: ClipEncoderConfig) -> dict[str, Any]:

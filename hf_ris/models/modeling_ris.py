@@ -1,5 +1,6 @@
 """What every referring-segmentation model shares: its output, its base class, and how images meet expressions."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,8 +50,8 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     """Base class of the architectures.
 
     Initialisation: every module keeps what its own constructor gave it (timm, open_clip and torch know their layers
-    best). Only after construction on the meta device, where constructors write nothing, `_init_weights` runs
-    `reset_parameters` of those modules whose weights the checkpoint lacked.
+    best). `from_pretrained` constructs on the meta device, where constructors write nothing: what the checkpoint lacks
+    is then copied from a newly built model, and nothing else is touched.
     """
 
     config_class = RisConfig
@@ -67,13 +68,40 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         restore_buffers(module)
-        saved = [
-            *module.parameters(recurse=False),
-            *(b for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set),
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if not self._built_on_meta:
+            return
+        # what was loaded bears transformers' mark; what is still on the meta device waits on a disk
+        saved = self.state_dict(keep_vars=True)
+        missing = [
+            name for name, t in saved.items() if not t.is_meta and not t.__dict__.get("_is_hf_initialized", False)
         ]
-        loaded = all(tensor.__dict__.get("_is_hf_initialized", False) for tensor in saved)
-        if saved and self._built_on_meta and not loaded:
-            module.reset_parameters()
+        if missing:
+            fresh = type(self)(deepcopy(self.config)).state_dict()
+            with torch.no_grad():
+                for name in missing:
+                    saved[name].copy_(fresh[name])
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: a checkpoint that lacks what `device_map` puts on the disk.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        places = model.__dict__.get("hf_device_map", {})
+        buffers = set() if kwargs.get("offload_buffers") else {name for name, _ in model.named_buffers()}
+        drawn = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - buffers
+        on_disk = sorted(name for name in drawn if _place(name, places) == "disk")
+        if on_disk:
+            raise ValueError(
+                f"The checkpoint lacks {len(on_disk)} tensors that device_map puts on the disk, the first "
+                f"{on_disk[0]}; what is newly drawn has no file to be read from. Load it without the disk and save it."
+            )
+        return (model, info) if output_loading_info else model
 
     @classmethod
     def from_pretrained_encoders(cls, config: RisConfig, **kwargs) -> "RisPreTrainedModel":
@@ -136,3 +164,9 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         if image_index.shape != (expressions,):
             raise ValueError(f"image_index must have shape ({expressions},), got {tuple(image_index.shape)}.")
         return image_index
+
+
+def _place(name: str, places: dict[str, str | int | torch.device]) -> str | int | torch.device | None:
+    """The device of a tensor by a map of modules to devices: that of the longest name that leads to it."""
+    leading = [place for place in places if not place or name == place or name.startswith(place + ".")]
+    return places[max(leading, key=len)] if leading else None

@@ -53,6 +53,13 @@ class OffsetConv(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
 
+class DeformableConv(nn.Conv2d):
+    """Eq. 1."""
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        return deformable_convolution(x, offsets, self.weight)
+
+
 def deformable_convolution(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """3x3 convolution, zero-padded, whose taps are moved and read bilinearly (Eq. 1).
 
@@ -107,6 +114,8 @@ class DeformableAttentiveEnhancement(ConvNormReLU):
     def __init__(self, config: SegvlmConfig, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3)
         self.offsets = OffsetConv(in_channels) if config.deformable else None
+        if config.deformable:
+            self.conv.__class__ = DeformableConv  # same state, other forward
         se = config.squeeze_excitation
         self.attention = SqueezeAndExcitation(out_channels, config.squeeze_ratio) if se else None
         self.residual = nn.Conv2d(in_channels, out_channels, 1) if config.residual else None
@@ -116,7 +125,7 @@ class DeformableAttentiveEnhancement(ConvNormReLU):
         if self.offsets is None:
             y = self.conv(x)
         else:
-            y = deformable_convolution(x, self.offsets(x), self.conv.weight)
+            y = self.conv(x, self.offsets(x))
         y = F.relu(self.norm(y))
         if self.attention is not None:
             y = self.attention(y)

@@ -61,7 +61,7 @@ from .losses import (
     uncertain_points,
 )
 from .modeling_ris import RisOutput, RisPreTrainedModel
-from .positions import sine_positions
+from .positions import LearnedRows, sine_positions
 from .vision_encoders import build_vision_encoder, cells, inside
 
 
@@ -222,7 +222,7 @@ class PixelEncoder(nn.Module):
             dropout=0.0,
         )
         self.encoder = Mask2FormerPixelDecoderEncoderOnly(settings)
-        self.level_embeddings = nn.Embedding(3, dim)
+        self.level_embeddings = LearnedRows(3, dim)
         for layer in self.encoder.layers:
             attention = layer.self_attn
             for linear in (attention.sampling_offsets, attention.attention_weights):
@@ -242,7 +242,7 @@ class PixelEncoder(nn.Module):
         shapes = [tuple(level.shape[-2:]) for level in maps]
         pixels = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
         places, padding, ratios = [], [], []
-        for level, own, embedding in zip(maps, content, self.level_embeddings.weight, strict=True):
+        for level, own, embedding in zip(maps, content, self.level_embeddings(), strict=True):
             places.append((sine_positions(level, own) + embedding).expand(len(level), -1, -1))
             sides = level.new_tensor(level.shape[-2:])
             ratios.append((sides.expand(len(level), 2) if own is None else own.to(level.dtype)) / sides)
@@ -294,8 +294,8 @@ class MaskedAttentionDecoder(nn.Module):
         self.layers = nn.ModuleList(
             MaskedAttentionLayer(dim, config.num_heads, config.ffn_dim) for _ in range(config.decoder_layers)
         )
-        self.query_positions = nn.Embedding(config.num_queries, dim)
-        self.level_embeddings = nn.Embedding(3, dim)
+        self.query_positions = LearnedRows(config.num_queries, dim)
+        self.level_embeddings = LearnedRows(3, dim)
         self.norm = nn.LayerNorm(dim)
         self.class_head = nn.Linear(dim, 1 if config.class_loss == "binary" else 2)
         self.mask_head = Mask2FormerMLPPredictionHead(dim, dim, dim)
@@ -304,10 +304,10 @@ class MaskedAttentionDecoder(nn.Module):
         """f_o (N, C), F_1^v to F_4^v -> predictions before the first and after each layer."""
         values = [
             level.flatten(2).transpose(1, 2) + embedding
-            for level, embedding in zip(maps[:3], self.level_embeddings.weight, strict=True)
+            for level, embedding in zip(maps[:3], self.level_embeddings(), strict=True)
         ]
         keys = [value + sine_positions(level, own) for value, level, own in zip(values, maps, content)]
-        positions = self.query_positions.weight
+        positions = self.query_positions()
         x = start[:, None].expand(-1, len(positions), -1)
         predictions = [self.predict(x, maps[3])]
         for index, layer in enumerate(self.layers):

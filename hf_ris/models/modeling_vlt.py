@@ -49,7 +49,7 @@ from .convolutions import ConvNormReLU, upsample
 from .fusion_neck import FusionNeck
 from .losses import binary_cross_entropy, resize_labels
 from .modeling_ris import RisOutput, RisPreTrainedModel
-from .positions import plane_positions, sine_positions
+from .positions import LearnedRows, plane_positions, sine_positions
 from .text_encoders import BiGru, load_bert, mean_of_words
 from .vision_encoders import build_vision_encoder
 
@@ -65,7 +65,7 @@ class VltTransformer(nn.Module):
         self.decoder = nn.ModuleList(TransformerLayer(*sizes, cross=True) for _ in range(config.num_decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.hidden_dim)
         self.memory_positions = config.memory_positions
-        self.query_positions = nn.Embedding(config.num_queries, config.hidden_dim) if config.query_positions else None
+        self.query_positions = LearnedRows(config.num_queries, config.hidden_dim) if config.query_positions else None
 
     def forward(self, fused: Tensor, queries: Tensor) -> Tensor:
         """Pixels (N, C, h, w), queries F_q (N, N_q, C) -> responses F_r (N, N_q, C)."""
@@ -76,7 +76,7 @@ class VltTransformer(nn.Module):
         for layer in self.encoder:
             memory = layer(memory, positions)
         memory = self.encoder_norm(memory)
-        own = None if self.query_positions is None else self.query_positions.weight
+        own = None if self.query_positions is None else self.query_positions()
         for layer in self.decoder:
             queries = layer(queries, own, memory, positions)
         return self.decoder_norm(queries)

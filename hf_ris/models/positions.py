@@ -1,9 +1,9 @@
-"""Where a cell of a map lies: coordinates to concatenate, sines to add."""
+"""Where a cell of a map lies: coordinates to concatenate, sines to add; learned rows to add."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def coordinates_like(x: Tensor) -> Tensor:
@@ -49,3 +49,14 @@ def plane_positions(x: Tensor) -> Tensor:
     columns = sequence_positions(width, channels // 2, x.device)[None].expand(height, -1, -1)
     rows = sequence_positions(height, channels // 2, x.device)[:, None].expand(-1, width, -1)
     return torch.cat([columns, rows], -1).flatten(0, 1).to(x.dtype)
+
+
+class LearnedRows(nn.Embedding):
+    """A table of which all rows are added to something: of queries, of levels.
+
+    It gives them itself, so that they are there where weights wait on another device or a disk to be asked for.
+    """
+
+    def forward(self) -> Tensor:
+        """(rows, C)."""
+        return self.weight
