@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcesso
 
 import hf_ris
 from hf_ris.baselines import BASELINES, load_baseline
-from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
 
 
 MAX_BYTES = 2_000_000_000  # of an added model's files; LAVT as in the paper has 0.9e9

@@ -12,7 +12,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for `train` and `space`, which are scripts and not installed
 
-from hf_ris.data.refscenes import VOCABULARY  # noqa: E402
+from hf_ris.data.refscenes.scenes import VOCABULARY  # noqa: E402
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer  # noqa: E402
 
 
@@ -21,8 +21,8 @@ def build_tiny(name: str):
     from transformers import AutoModelForImageSegmentation
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    from train.build import build_config
-    from train.recipe import load_recipe
+    from hf_ris.training.build import build_config
+    from hf_ris.training.recipe import load_recipe
 
     recipe = load_recipe(ROOT / "train" / "recipes" / name / "refscenes.yaml")
     tokenizer = (wordpiece_tokenizer if recipe.processor.tokenizer == "wordpiece" else word_tokenizer)(VOCABULARY)

@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from hf_ris.data import decode_mask
-from hf_ris.data.refscenes import CATEGORIES, RefScenes
+from hf_ris.data.refscenes.scenes import CATEGORIES, RefScenes
 
 
 _SPLITS = ("val", "testA", "testB")  # of every 20 images one each, the others are train

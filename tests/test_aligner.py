@@ -11,8 +11,8 @@ from transformers import AutoModelForImageSegmentation
 from hf_ris.models.aligner import MultiQueryGenerator, VisionLanguageAligner, dynamic_convolution
 from hf_ris.models.fusion_neck import FusionNeck
 from hf_ris.models.positions import coordinates_like
-from train.build import build_config
-from train.recipe import load_recipe
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_ris.evaluation.analyses import TextSimilarity, consistency, iou_by_length, similarity_matrix
+from hf_ris.evaluation.answers import main as evaluate
 from hf_ris.models.modeling_ris import RisOutput
-from train.analyses import TextSimilarity, consistency, iou_by_length, similarity_matrix
-from train.evaluate import main as evaluate
 
 
 METADATA = [

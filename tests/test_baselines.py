@@ -29,7 +29,7 @@ from transformers import (
 from hf_ris.baselines import BASELINES, is_baseline, load_baseline
 from hf_ris.baselines.grounded_sam import GroundedSam, content, prompt
 from hf_ris.data import RisCollator, load_refscenes
-from train.evaluate import main as evaluate
+from hf_ris.evaluation.answers import main as evaluate
 
 
 ROUNDING = 2.01 / 255 / 0.2  # of normalised pixels: Pillow rounds to grey levels twice, torchvision once

@@ -27,8 +27,8 @@ from hf_ris.models.modeling_ris import RisOutput
 from hf_ris.models.positions import plane_positions, sequence_positions
 from hf_ris.models.processing_cris import letterbox
 from hf_ris.models.text_encoders import word_tokenizer
-from train.optim import settings_of_parameters
-from train.recipe import load_recipe
+from hf_ris.training.optimizer import settings_of_parameters
+from hf_ris.training.recipe import load_recipe
 
 
 GOLDEN = SHARED / "golden"

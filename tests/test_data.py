@@ -28,8 +28,8 @@ from hf_ris.data import (
     union_mask,
     validate_row,
 )
-from hf_ris.data.refscenes import RefScenes
-from hf_ris.data.refscenes_checker import look, true_of
+from hf_ris.data.refscenes.checker import look, true_of
+from hf_ris.data.refscenes.scenes import RefScenes
 from hf_ris.data.transforms import mirror_text
 
 

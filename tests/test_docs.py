@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard, SpaceCard
 from PIL import Image
 
 import hf_ris
-from train.recipe import load_recipe
+from hf_ris.training.recipe import load_recipe
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
@@ -63,7 +63,7 @@ def parse(monkeypatch):
             return parse(["python", options.training_script, *options.training_script_args])
         by_module = words[1] == "-m"
         name, arguments = (words[2], words[3:]) if by_module else (words[1], words[2:])
-        if not by_module and "argparse" not in (ROOT / name).read_text():
+        if not by_module and not re.search("argparse|import main", (ROOT / name).read_text()):
             assert not arguments, f"{name} takes no arguments"
             return None
         with monkeypatch.context() as patched:
@@ -76,8 +76,8 @@ def parse(monkeypatch):
                     runpy.run_module(name, run_name="__main__", alter_sys=True)
                 else:
                     runpy.run_path(str(ROOT / name), run_name="__main__")
-        if Path(name).name == "train.py" and read.value.args[0].recipe.suffix == ".yaml":
-            load_recipe(ROOT / read.value.args[0].recipe, read.value.args[0].overrides)
+        if Path(name).name == "train.py" and not str(read.value.args[0].recipe).endswith(".json"):
+            load_recipe(read.value.args[0].recipe, read.value.args[0].overrides)
         return None
 
     return parse

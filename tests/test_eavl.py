@@ -11,8 +11,8 @@ from hf_ris import EavlConfig, EavlForReferringSegmentation, EavlProcessor
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.losses import resize_labels
 from hf_ris.models.modeling_eavl import AttentionPooling
-from train.build import build_config
-from train.recipe import load_recipe
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
 
 
 RECIPES = ROOT / "train" / "recipes" / "eavl"

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import hf_ris
-from train import export
-from train.export import main
+from hf_ris import export
+from hf_ris.export import main
 
 
 EXPRESSIONS = ["the red star", "second ball from the left", "cup"]

@@ -19,13 +19,12 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from hf_ris.data.schema import encode_mask
+from hf_ris.evaluation.report import add_arguments, compare_predictions, evaluate_predictions, run
 from hf_ris.metrics import (
     PROTOCOLS,
     Evaluator,
     ObjectConsistency,
-    compare_predictions,
     counts,
-    evaluate_predictions,
     expression_metadata,
     get_protocol,
     has_location_word,
@@ -37,7 +36,6 @@ from hf_ris.metrics import (
 )
 from hf_ris.metrics.bootstrap import ImageBootstrap
 from hf_ris.metrics.protocols import nearest_indices, resize_nearest
-from hf_ris.metrics.report import add_arguments, run
 from hf_ris.metrics.ris_iou.iou_terms import iou_terms, ratios
 from hf_ris.metrics.ris_length_iou.length_groups import length_groups
 from hf_ris.metrics.ris_localization.hit import localization_hit

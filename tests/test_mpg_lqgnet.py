@@ -21,8 +21,8 @@ from hf_ris import (
 from hf_ris.models.modeling_mpg_lqgnet import BidirectionalSpatialAlignment, ChannelAttentionFusionGate
 from hf_ris.models.positions import coordinates_like, sine_positions
 from hf_ris.models.text_encoders import wordpiece_tokenizer
-from train.build import build_config
-from train.recipe import load_recipe
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
 
 
 RECIPES = Path(__file__).parents[1] / "train" / "recipes" / "mpg_lqgnet"

@@ -23,14 +23,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from raw_refcoco import write_raw_refcoco
 
+from hf_ris.benchmark import PlainReferences
+from hf_ris.benchmark import main as benchmark
 from hf_ris.data import decode_mask, describe, expression_mask, load, prepare, split_by_rank, validate_row
-from hf_ris.data.preparing import Options
+from hf_ris.data.preparation.command import main
+from hf_ris.data.preparation.preparing import Options
+from hf_ris.evaluation.answers import main as evaluate
 from hf_ris.metrics.protocols import resize_nearest
-from train.benchmark import PlainReferences
-from train.benchmark import main as benchmark
-from train.evaluate import main as evaluate
-from train.lengths import measure_all, table
-from train.prepare_data import main
+from hf_ris.training.lengths import measure_all, table
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -426,7 +426,7 @@ def test_finished_shards_are_not_written_again(raw, tmp_path, monkeypatch):
         written.append(shard.file.name)
         return write(shard, work)
 
-    from hf_ris.data import preparing
+    from hf_ris.data.preparation import preparing
 
     write = preparing._write_shard
     monkeypatch.setattr(preparing, "_write_shard", fail_at_third)
@@ -658,7 +658,7 @@ def test_load_tells_what_to_do_with_raw_data(raw):
 def test_command_line(raw, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["refcoco", "--raw", str(raw), "--out", str(out), "--workers", "1"]
-    with pytest.raises(SystemExit, match="prepare_data.py: refcoco .unc. is not the published .*--skip-count-check"):
+    with pytest.raises(SystemExit, match="prepare: refcoco .unc. is not the published .*--skip-count-check"):
         main(arguments)
     report = main([*arguments, "--skip-count-check"])
     assert json.loads((out / "report.json").read_text()) == report
@@ -671,7 +671,7 @@ def test_command_line(raw, tmp_path, capsys):
 
 PUSH_AND_LOAD = """
 import json, sys
-from train.prepare_data import main
+from hf_ris.data.preparation.command import main
 from hf_ris.data import load, split_by_rank
 
 main(["refcoco", "--raw", sys.argv[1], "--out", sys.argv[2], "--images-per-shard", "2", "--skip-count-check",

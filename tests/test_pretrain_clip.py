@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from hf_ris.data.refscenes import load_refscenes
+from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.models.processing_ris import RisImageProcessor
-from train.build import build_model
-from train.pretrain_clip import ObjectCrops, crop, looks
-from train.pretrain_clip import main as pretrain
-from train.recipe import load_recipe
+from hf_ris.training.build import build_model
+from hf_ris.training.pretraining.clip import ObjectCrops, crop, looks
+from hf_ris.training.pretraining.clip import main as pretrain
+from hf_ris.training.recipe import load_recipe
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ris.data import decode_mask
-from hf_ris.data.refscenes import load_refscenes
+from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.data.transforms import mirror_text
-from train.build import build_model
-from train.pretrain_clip import looks
-from train.pretrain_clip import main as pretrain_clip
-from train.pretrain_regions import SceneRegions, region_features
-from train.pretrain_regions import main as pretrain
-from train.recipe import load_recipe
+from hf_ris.training.build import build_model
+from hf_ris.training.pretraining.clip import looks
+from hf_ris.training.pretraining.clip import main as pretrain_clip
+from hf_ris.training.pretraining.regions import SceneRegions, region_features
+from hf_ris.training.pretraining.regions import main as pretrain
+from hf_ris.training.recipe import load_recipe
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from hf_ris.data import decode_mask
-from hf_ris.data.refscenes import load_refscenes
-from train.build import build_model
-from train.pretrain_vision import ObjectRows
-from train.pretrain_vision import main as pretrain
-from train.recipe import load_recipe
+from hf_ris.data.refscenes.scenes import load_refscenes
+from hf_ris.training.build import build_model
+from hf_ris.training.pretraining.vision import ObjectRows
+from hf_ris.training.pretraining.vision import main as pretrain
+from hf_ris.training.recipe import load_recipe
 
 
 LAVT = Path(__file__).resolve().parents[1] / "train" / "recipes" / "lavt" / "refscenes.yaml"

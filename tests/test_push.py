@@ -11,9 +11,9 @@ from conftest import ROOT
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
-from train import push
-from train.bundle import measured, pretraining_log, results
-from train.card import UNTRAINED, model_card
+from hf_ris.hub import push
+from hf_ris.hub.bundle import measured, pretraining_log, results
+from hf_ris.hub.card import UNTRAINED, model_card
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lavt-refscenes"

@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from hf_ris.data import annotation_masks, change_ground_truth, decode_mask, encode_mask, horizontal_flip, target_parts
-from hf_ris.data import raw_files as raw_files_module
-from hf_ris.data.plain_pickle import iterate_pickled_list
-from hf_ris.data.published import PUBLISHED, Counts, differences
-from hf_ris.data.raw_files import ImageFiles, RawFiles, check_name, iterate_json, read_packed
+from hf_ris.data.preparation import raw_files as raw_files_module
+from hf_ris.data.preparation.plain_pickle import iterate_pickled_list
+from hf_ris.data.preparation.published import PUBLISHED, Counts, differences
+from hf_ris.data.preparation.raw_files import ImageFiles, RawFiles, check_name, iterate_json, read_packed
 from hf_ris.metrics.protocols import get_protocol, protocol_target
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_ris.data import decode_mask, load_refscenes, refscenes, validate_row
-from hf_ris.data.refscenes import CATEGORIES, COLOURS, NAMES, SPLITS, VERSION, VOCABULARY, RefScenes
-from hf_ris.data.refscenes_checker import Reader, Thing, disagreements, look, true_of
-from hf_ris.data.refscenes_shapes import HELD_OUT
-from hf_ris.data.refscenes_text import LOCATION_WORDS
+from hf_ris.data import decode_mask, load_refscenes, validate_row
+from hf_ris.data.refscenes import scenes as refscenes
+from hf_ris.data.refscenes.checker import Reader, Thing, disagreements, look, true_of
+from hf_ris.data.refscenes.scenes import CATEGORIES, COLOURS, NAMES, SPLITS, VERSION, VOCABULARY, RefScenes
+from hf_ris.data.refscenes.sentences import LOCATION_WORDS
+from hf_ris.data.refscenes.shapes import HELD_OUT
 
 
 HASHES = Path(__file__).parent / "data" / "refscenes_hashes.json"

@@ -10,8 +10,8 @@ from torchvision.ops import deform_conv2d
 from hf_ris import CrisConfig, CrisForReferringSegmentation, SegvlmConfig, SegvlmForReferringSegmentation
 from hf_ris.models.losses import adaptive_dice_loss, binary_cross_entropy, focal_loss, resize_labels
 from hf_ris.models.modeling_segvlm import DeformableAttentiveEnhancement, deformable_convolution, sampled_convolution
-from train.build import build_config
-from train.recipe import load_recipe
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "train" / "recipes"

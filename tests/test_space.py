@@ -30,7 +30,7 @@ from hf_ris import (
     LtsProcessor,
 )
 from hf_ris.baselines import BASELINES
-from hf_ris.data.refscenes import VOCABULARY, RefScenes
+from hf_ris.data.refscenes.scenes import VOCABULARY, RefScenes
 from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 

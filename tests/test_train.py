@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
 
+from hf_ris.benchmark import LiveTensors, count_flops, flop_parts, random_inputs
+from hf_ris.benchmark import main as benchmark
 from hf_ris.data import decode_mask
-from hf_ris.data.refscenes import load_refscenes
-from hf_ris.metrics import evaluate_predictions
-from train.benchmark import LiveTensors, count_flops, flop_parts, random_inputs
-from train.benchmark import main as benchmark
-from train.build import References
-from train.evaluate import ScoredRows
-from train.evaluate import main as evaluate
-from train.optim import freeze, learning_rate_factor, parameter_groups
-from train.order import StepBatches
-from train.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
-from train.train import main as train
+from hf_ris.data.refscenes.scenes import load_refscenes
+from hf_ris.evaluation.answers import ScoredRows
+from hf_ris.evaluation.answers import main as evaluate
+from hf_ris.evaluation.report import evaluate_predictions
+from hf_ris.training.build import References
+from hf_ris.training.loop import main as train
+from hf_ris.training.optimizer import freeze, learning_rate_factor, parameter_groups
+from hf_ris.training.order import StepBatches
+from hf_ris.training.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,9 @@ from hf_ris import (
     VatexForReferringSegmentation,
     VatexProcessor,
 )
+from hf_ris.benchmark import flop_parts
 from hf_ris.data import RisCollator
-from hf_ris.data.refscenes import load_refscenes
+from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.data.transforms import TrainingRows, sample_triplet
 from hf_ris.models.clip_encoders import build_clip_image_encoder, load_clip_weights
 from hf_ris.models.configuration_ris import ClipEncoderConfig, VisionEncoderConfig
@@ -40,9 +41,8 @@ from hf_ris.models.losses import (
 from hf_ris.models.modeling_vatex import Prediction, attention_mask, repeat_edges
 from hf_ris.models.text_encoders import wordpiece_tokenizer
 from hf_ris.models.vision_encoders import build_vision_encoder
-from train.benchmark import flop_parts
-from train.optim import freeze, learning_rate_factor, parameter_groups
-from train.recipe import Rule, ScheduleRecipe, load_recipe
+from hf_ris.training.optimizer import freeze, learning_rate_factor, parameter_groups
+from hf_ris.training.recipe import Rule, ScheduleRecipe, load_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]

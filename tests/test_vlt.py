@@ -9,8 +9,8 @@ from conftest import ROOT, fill_by_formula, formula
 from hf_ris import VltConfig, VltForReferringSegmentation, VltProcessor
 from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.text_encoders import word_tokenizer
-from train.build import build_config
-from train.recipe import load_recipe
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
 
 
 WORDS = "the red blue cup star left of second ball".split()

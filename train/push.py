@@ -1,146 +1,17 @@
-"""Push a trained model to the Hub: weights, processor, code, card, recipe, log and results, in one commit.
+"""Push a trained model to the Hub; the options are those of `hf-ris push` (`--help` explains them).
 
-    python train/evaluate.py --model outputs/lts-refscenes/best --split test --result outputs/lts-refscenes/test.json
-    python train/push.py outputs/lts-refscenes user/lts-refscenes outputs/lts-refscenes/test.json --private
-    python train/push.py space/checkpoints/lts-refscenes user/lts-refscenes
-
-The first argument is a run's folder (train/train.py; its best model is taken) or a bundle (train/bundle.py), further
-ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from encoders pretrained here, or
-from an earlier run, `--pretraining` names the folders. The card is the architecture's with these numbers; without any
-it says so. `--out DIR` writes the repository there instead, to look at. Log in first: `hf auth login`, or set HF_TOKEN.
+python train/push.py outputs/lts-refscenes user/lts-refscenes outputs/lts-refscenes/test.json --private
+python train/push.py space/checkpoints/lts-refscenes user/lts --out repository     # writes it, and pushes nothing
 """
 
-import argparse
-import json
-import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 
-if __name__ == "__main__":  # the repository's root instead of this folder, whose evaluate.py would hide the library
+if __name__ == "__main__":  # so that a clone works that is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import validate_repo_id
-from transformers import AutoModelForImageSegmentation, AutoProcessor
-
-import hf_ris  # noqa: F401, registers the architectures
-from hf_ris.models.hub_ris import upload
-from train.bundle import measured, pretraining_log, results
-from train.card import model_card
-
-
-def check(repo_id: str) -> None:
-    """What can be known before anything is sent.
-
-    Raises:
-        ValueError: a name the Hub does not take, or nobody logged in.
-    """
-    validate_repo_id(repo_id)
-    if get_token() is None:
-        raise ValueError("Nobody is logged in to the Hub: run `hf auth login`, or set HF_TOKEN.")
-
-
-def make_repository(repo_id: str, private: bool) -> None:
-    """Make the repository, if it is not there, so that what is wrong with it shows before a training.
-
-    Raises:
-        ValueError: the Hub refuses, or cannot be reached.
-    """
-    try:
-        HfApi().create_repo(repo_id, private=private or None, exist_ok=True)
-    except (HTTPError, OSError) as error:
-        raise ValueError(f"{constants.ENDPOINT} did not make {repo_id}: {error}") from error
-
-
-def push(
-    source: Path,
-    repo_id: str,
-    private: bool = False,
-    evaluations: list[Path] | None = None,
-    pretraining: list[Path] | None = None,
-) -> str:
-    """Push a run or a bundle; returns the commit's address.
-
-    Raises:
-        ValueError: a folder that is neither, or what the Hub said when it refused.
-    """
-    check(repo_id)
-    with TemporaryDirectory() as folder:
-        write_repository(source, Path(folder), repo_id, evaluations or [], pretraining or [])
-        try:
-            message = f"Push {source.name} with hf_ris"
-            return upload(folder, repo_id, private or None, commit_message=message, replace_card=True).commit_url
-        except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: the client's, of an upload that broke
-            reason = f"{error} {error.__cause__ or ''}"
-            raise ValueError(f"{repo_id} was not pushed to {constants.ENDPOINT}: {reason}") from error
-
-
-def write_repository(source: Path, out: Path, repo_id: str, evaluations: list[Path], pretraining: list[Path]) -> None:
-    """All that the repository shall hold, from a run's folder or a bundle."""
-    folder, facts, recipe = read(source, evaluations, pretraining)
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageSegmentation.from_pretrained(folder)
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    for name in ("log.jsonl", "pretraining_log.jsonl"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
-    if pretraining:
-        (out / "pretraining_log.jsonl").write_text(pretraining_log(pretraining))
-    log = [json.loads(line) for line in (source / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    for name, content in (("results.json", facts), ("recipe.json", recipe)):
-        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(model_card(repo_id, facts, recipe, log), encoding="utf-8")
-
-
-def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """(folder of the model, facts as in results.json, recipe without its output_dir) of a run or a bundle."""
-    if not source.is_dir():
-        raise ValueError(f"There is no folder {source}.")
-    is_run = (source / "run.json").exists()
-    if not is_run and not (source / "results.json").exists():
-        raise ValueError(f"{source} is neither a run of train/train.py (no run.json) nor a bundle (no results.json).")
-    folder = source / "best" if is_run else source
-    if not (folder / "config.json").exists():
-        raise ValueError(f"There is no model in {folder}: a run has one after its first evaluation.")
-    if is_run:
-        facts = results(source, evaluations, pretraining)
-        recipe = json.loads((source / "run.json").read_text(encoding="utf-8"))["recipe"]
-    else:
-        facts = json.loads((source / "results.json").read_text(encoding="utf-8"))
-        facts["results"] |= measured(evaluations)
-        recipe = json.loads((source / "recipe.json").read_text(encoding="utf-8"))
-    return folder, facts, {**recipe, "output_dir": None}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_BUNDLE", help="folder")
-    parser.add_argument("repo_id", metavar="ID", help="repository on the Hub, as user/name; made if it is not there")
-    parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made")
-    parser.add_argument(
-        "--pretraining",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="folders of train/pretrain_*.py, or of earlier runs, that it started from",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the repository here and push nothing")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.out is not None:
-            write_repository(options.source, options.out, options.repo_id, options.evaluations, options.pretraining)
-            print(f"wrote {options.out}")
-        else:
-            private, evaluations = options.private, options.evaluations
-            print(f"pushed: {push(options.source, options.repo_id, private, evaluations, options.pretraining)}")
-    except (ValueError, OSError) as error:  # the user's to mend: one sentence, no traceback
-        sys.exit(f"{Path(__file__).name}: {' '.join(str(error).split())}")
+from hf_ris.hub.push import main
 
 
 if __name__ == "__main__":

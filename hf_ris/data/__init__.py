@@ -6,13 +6,13 @@ import importlib
 _MODULES = {
     "schema": ["FEATURES", "encode_mask", "decode_mask", "union_mask", "union_rle", "target_rle", "expression_mask"]
     + ["check_rle", "validate_row"],
-    "refscenes": ["RefScenes", "load_refscenes"],
+    "refscenes.scenes": ["RefScenes", "load_refscenes"],
     "jsonl": ["load_jsonl_folder"],
     "ground_truth": ["PREPARED_FEATURES", "annotation_masks", "change_ground_truth", "target_parts"],
-    "published": ["PUBLISHED"],
-    "preparing": ["Options", "prepare"],
+    "preparation.published": ["PUBLISHED"],
+    "preparation.preparing": ["Options", "prepare"],
     "description": ["describe"],
-    "loading": ["load", "split_by_rank", "check_columns"],
+    "loading": ["load", "load_split", "split_by_rank", "check_columns"],
     "transforms": ["sample_expressions", "horizontal_flip", "color_jitter", "TrainingRows", "EvaluationRows"],
     "collator": ["RisCollator"],
 }

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from PIL import Image, ImageDraw
 
-from .published import PUBLISHED, Counts, differences
+from .preparation.published import PUBLISHED, Counts, differences
 from .schema import expression_mask
 
 

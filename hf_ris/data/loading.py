@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.distributed import split_dataset_by_node
 
 from .jsonl import load_jsonl_folder
-from .refscenes import NAMES, SPLITS, load_refscenes
+from .refscenes.scenes import NAMES, SPLITS, load_refscenes
 from .schema import FEATURES
 
 
@@ -86,6 +86,16 @@ def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}")
     return split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+
+
+def load_split(name: str, split: str, size: int | None = None, image_size: int | None = None) -> Dataset:
+    """The first `size` rows of a split (None: all); `image_size` is for RefScenes, which draws at any."""
+    if name in NAMES:
+        return load(name, split, size=size, **({} if image_size is None else {"image_size": image_size}))
+    if image_size is not None:
+        raise ValueError(f"data.image_size is for RefScenes ({', '.join(NAMES)}); {name} has its own images.")
+    rows = load(name, split)
+    return rows if size is None else rows.select(range(min(size, len(rows))))
 
 
 def _load_refscenes(name: str, split: str | None, **kwargs: Any) -> Dataset | DatasetDict:

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
+from hf_ris.resources import model_card_template
 
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "model_cards"
 PLACEHOLDER = "REPO_ID"  # in the examples of the architectures' cards
 UNTRAINED = "; nothing was trained on photographs yet"  # in their tables of the paper's numbers
 
@@ -34,10 +34,7 @@ def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log:
     Raises:
         ValueError: an architecture without a card.
     """
-    path = TEMPLATES / f"{facts['architecture']}.md"
-    if not path.exists():
-        raise ValueError(f"{facts['architecture']} has no card: {path.name} is missing in {TEMPLATES.name}.")
-    card = ModelCard(path.read_text(encoding="utf-8"))
+    card = ModelCard(model_card_template(facts["architecture"]).read_text(encoding="utf-8"))
     validation = _validation(recipe, log)
     own = {
         "Measured": _measured(facts, validation),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.recipe import OptimizerRecipe, Rule, ScheduleRecipe
+from hf_ris.training.recipe import OptimizerRecipe, Rule, ScheduleRecipe
 
 
 @dataclass(frozen=True)

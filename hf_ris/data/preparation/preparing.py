@@ -26,13 +26,13 @@ from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ..ground_truth import PREPARED_FEATURES, GroundTruth, annotation_masks, change_ground_truth
+from ..schema import validate_row
 from . import grefcoco, joint, phrasecut, refcoco
 from .card import data_card
-from .ground_truth import PREPARED_FEATURES, GroundTruth, annotation_masks, change_ground_truth
 from .published import PUBLISHED, Counts, differences
 from .raw_files import ImageFiles, RawFiles, read_packed
 from .raw_index import IndexReader, Problem, RawIndex, write_places
-from .schema import validate_row
 
 
 NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")

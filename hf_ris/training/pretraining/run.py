@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train.run_folder import git_revision, hardware, versions
+from hf_ris.environment import git_revision, hardware, versions
 
 
 def options_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
     """--recipe, --out, the options that `Run` reads, and overrides of the recipe; `defaults` are theirs by name."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="of the model that it is for")
+    parser.add_argument("--recipe", required=True, help="of the model that it is for: a name or a YAML file")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int, help="images")

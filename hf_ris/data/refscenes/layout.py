@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .refscenes_shapes import CATEGORIES, COLOURS, HELD_OUT, SIZE_STEPS, SIZES, TEXTURES, TILTS, Sprite, sprite
+from .shapes import CATEGORIES, COLOURS, HELD_OUT, SIZE_STEPS, SIZES, TEXTURES, TILTS, Sprite, sprite
 
 
 FIELD = 128  # scenes are laid out on a square of this side, whatever size they are drawn at

@@ -15,13 +15,13 @@ import numpy as np
 
 from hf_ris.data.schema import decode_mask
 
-from .bootstrap import ImageBootstrap
-from .evaluator import Evaluator, Samples, object_terms, sample_terms
-from .predictions import read_predictions
-from .protocols import PROTOCOLS, Protocol, get_protocol
-from .ris_iou.iou_terms import Terms, ratios
-from .ris_length_iou.length_groups import length_groups
-from .slices import distractor_group, has_location_word, has_negation, has_ordinal
+from ..metrics.bootstrap import ImageBootstrap
+from ..metrics.evaluator import Evaluator, Samples, object_terms, sample_terms
+from ..metrics.predictions import read_predictions
+from ..metrics.protocols import PROTOCOLS, Protocol, get_protocol
+from ..metrics.ris_iou.iou_terms import Terms, ratios
+from ..metrics.ris_length_iou.length_groups import length_groups
+from ..metrics.slices import distractor_group, has_location_word, has_negation, has_ordinal
 
 
 Lines = list[dict[str, Any]]

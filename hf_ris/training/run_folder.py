@@ -1,23 +1,20 @@
 """The folder of a run: what it was (run.json), what happened (log.jsonl), checkpoints to resume from, models to use."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from train.recipe import Recipe
+from hf_ris.environment import git_revision, hardware, versions
+from hf_ris.training.recipe import Recipe
 
 
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
 CHECKPOINT = re.compile(r"step_\d+")
 
 
@@ -143,31 +140,3 @@ def flat_recipe(recipe: Recipe) -> dict[str, int | float | str | bool]:
     plain = (int, float, str, bool)
     flat = _flat(dataclasses.asdict(recipe))
     return {key: value if isinstance(value, plain) else str(value) for key, value in flat.items()}
-
-
-def git_revision() -> str | None:
-    """The commit of this checkout, `+changes` if tracked files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-    head, changes = (
-        subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-    )
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def hardware() -> dict[str, Any]:
-    """What ran: CPU model, cores, threads of torch, GPUs."""
-    information = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*:\s*(.+)", information.read_text()) if information.exists() else []
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-    }

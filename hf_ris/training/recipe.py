@@ -14,6 +14,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from hf_ris.resources import recipe_path
+
 
 @dataclass(kw_only=True)
 class ProcessorRecipe:
@@ -200,13 +202,14 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML file, with `nested.key=value` overrides; values are YAML (`[1, 2]`, `null`, `1e-3`).
+    """The recipe of a name or a YAML file, with `nested.key=value` overrides of YAML values (`[1, 2]`, `null`, `1e-3`).
 
     Raises:
         ValueError: what is wrong with it, naming the key; also for what is no YAML.
     """
+    path = recipe_path(path)
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):

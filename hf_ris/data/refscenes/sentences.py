@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from .refscenes_layout import FIELD, Stream
-from .refscenes_shapes import CATEGORIES, COLOURS, SIZES
+from .layout import FIELD, Stream
+from .shapes import CATEGORIES, COLOURS, SIZES
 
 
 # Words for each value; the first is the usual one and is listed twice to be twice as likely.

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .refscenes_shapes import BODY, CATEGORIES, COLOURS, SIZE_STEPS, TEXTURES, TILTS, sprite, texture, tones
-from .schema import decode_mask
+from ..schema import decode_mask
+from .shapes import BODY, CATEGORIES, COLOURS, SIZE_STEPS, TEXTURES, TILTS, sprite, texture, tones
 
 
 _SIDE = 128
@@ -438,7 +438,7 @@ def disagreements(row: dict[str, Any]) -> list[tuple[str, set[int], set[int], li
 
 
 def main() -> None:
-    from .refscenes import NAMES, SPLITS, RefScenes
+    from .scenes import NAMES, SPLITS, RefScenes
 
     parser = argparse.ArgumentParser(description="Compare what RefScenes says with what can be seen.")
     parser.add_argument("--name", default="refscenes", choices=NAMES)

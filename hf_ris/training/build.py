@@ -13,8 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
-from hf_ris.data import TrainingRows, load
-from hf_ris.data.refscenes import NAMES as REFSCENES
+from hf_ris.data import TrainingRows, load_split
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.configuration_ris import ClipEncoderConfig
@@ -24,17 +23,7 @@ from hf_ris.models.text_encoders import (
     word_tokenizer,
     wordpiece_tokenizer,
 )
-from train.recipe import DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
-
-
-def load_split(name: str, split: str, size: int | None = None, image_size: int | None = None) -> Dataset:
-    """The first `size` rows of a split (None: all); `image_size` is for RefScenes, which draws at any."""
-    if name in REFSCENES:
-        return load(name, split, size=size, **({} if image_size is None else {"image_size": image_size}))
-    if image_size is not None:
-        raise ValueError(f"data.image_size is for RefScenes ({', '.join(REFSCENES)}); {name} has its own images.")
-    rows = load(name, split)
-    return rows if size is None else rows.select(range(min(size, len(rows))))
+from hf_ris.training.recipe import DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
 
 
 class References:

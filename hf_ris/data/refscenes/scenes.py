@@ -28,10 +28,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from .refscenes_layout import FIELD, MAX_OBJECTS, Item, Stream, is_held_out, lay_out
-from .refscenes_shapes import BODY, CATEGORIES, COLOURS, sprite, texture, tones
-from .refscenes_text import VOCABULARY, Seen, expressions
-from .schema import FEATURES, decode_mask, target_rle
+from ..schema import FEATURES, decode_mask, target_rle
+from .layout import FIELD, MAX_OBJECTS, Item, Stream, is_held_out, lay_out
+from .sentences import VOCABULARY, Seen, expressions
+from .shapes import BODY, CATEGORIES, COLOURS, sprite, texture, tones
 
 
 __all__ = ["CATEGORIES", "COLOURS", "NAMES", "SPLITS", "VERSION", "VOCABULARY", "RefScenes", "load_refscenes"]
@@ -273,8 +273,8 @@ def load_refscenes(
     arguments = {"name": name, "split": split, "size": size, "image_size": image_size}
     # The generator's own source is part of the cache's name: a changed one never serves what an older one drew.
     digest = hashlib.sha256(repr((VERSION, sorted(arguments.items()), FEATURES)).encode())
-    for source in sorted(Path(__file__).parent.glob("refscenes*.py")):
-        digest.update(source.read_bytes())
+    for source in ("layout", "scenes", "sentences", "shapes"):
+        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
     return datasets.Dataset.from_generator(
         _rows, features=FEATURES, gen_kwargs=arguments, fingerprint=digest.hexdigest()[:16]
     )

@@ -1,0 +1,1 @@
+"""RefScenes, the drawn benchmark: shapes, layout, sentences, scenes and their checker."""

@@ -1,0 +1,44 @@
+"""Where a number was made: the revision of this project, the versions of its libraries, the machine."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
+
+
+def git_revision() -> str | None:
+    """The commit of this checkout, `+changes` if tracked files differ from it; None where the package is installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # an installed package may lie inside somebody else's checkout
+        return None
+    head, changes = (
+        subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    )
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def hardware() -> dict[str, Any]:
+    """What ran: CPU model, cores, threads of torch, GPUs."""
+    information = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", information.read_text()) if information.exists() else []
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }

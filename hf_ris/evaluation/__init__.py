@@ -1,0 +1,1 @@
+"""A model, or a file of its predictions -> report, slices, intervals and figures."""

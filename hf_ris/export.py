@@ -1,0 +1,188 @@
+"""Export a model as a `torch.export` program (.pt2) or as ONNX, and check the file against the model.
+
+    python train/export.py --model space/checkpoints/lts-refscenes --out lts.onnx
+    python train/export.py --arch lavt --out lavt.pt2        # the paper's configuration with random weights
+    python train/export.py --table                           # every architecture in both formats, at its small size
+
+The program takes the tensors that the processor makes, by their names, and gives the logits (N, h, w);
+`processor.post_process_referring_segmentation` turns these into masks. Images, expressions and words may be as many as
+one likes, but for two things: a GRU is unrolled over the words it is traced with, so that LTS and VLT take expressions
+padded to the config's `max_text_length`; and pictures have one size, `--size HEIGHT WIDTH`, by default the config's
+square. VATEX is exported without `pixel_mask`, so its pictures must share that shape.
+
+ONNX needs `pip install "hf_ris[export]"`.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageSegmentation
+
+import hf_ris
+from hf_ris.benchmark import random_inputs
+from hf_ris.training.build import build_config
+from hf_ris.training.recipe import load_recipe
+
+
+FORMATS = (".pt2", ".onnx")
+TOLERANCE = 1e-3  # of a logit
+TRACED = (2, 3)  # images and expressions; one of either would be taken for a constant
+WORDS = 8
+OF_WORDS = {"input_ids", "attention_mask", "prompt_ids", "prompt_mask"}  # inputs whose last axis counts words
+SMALL_VOCABULARY = 400
+
+
+class LogitsOf(nn.Module):
+    """A model whose output is its logits alone. (A program that takes `**inputs` does not run in torch 2.15.)"""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor,
+        clip_pixel_values: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The last three are for a model with VATEX's prior."""
+        prior = {"clip_pixel_values": clip_pixel_values, "prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
+        prior = {name: value for name, value in prior.items() if value is not None}
+        return self.model(pixel_values, input_ids, attention_mask, image_index, **prior).logits
+
+
+def words_are_fixed(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.GRU) for module in model.modules())
+
+
+def example(
+    model: nn.Module, images: int, expressions: int, words: int, size: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Random inputs by name, the first expression shorter than the others; size: (height, width) of the pictures."""
+    words = model.config.max_text_length if words_are_fixed(model) else words
+    inputs = random_inputs(model.config, expressions, torch.device("cpu"), words, images)
+    inputs["attention_mask"][0, words // 2 :] = 0
+    if size is not None:
+        inputs["pixel_values"] = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(1))
+    return inputs
+
+
+def trace(model: nn.Module, size: tuple[int, int] | None = None) -> torch.export.ExportedProgram:
+    """The model's logits as a program of any number of images and expressions, and of words where it can be."""
+    inputs = example(model, *TRACED, WORDS, size)
+    free = torch.export.Dim.DYNAMIC
+    axes = {name: {0: free} for name in inputs}
+    if not words_are_fixed(model):
+        axes |= {name: {0: free, inputs[name].ndim - 1: free} for name in OF_WORDS & inputs.keys()}
+    return torch.export.export(LogitsOf(model), (), inputs, dynamic_shapes=axes)
+
+
+def write(program: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
+    """Save a program in the format of the file's name; `names` are those of its inputs."""
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+    else:
+        torch.onnx.export(program, input_names=names, output_names=["logits"], verbose=False).save(path)
+
+
+def read(path: Path) -> Callable[..., Tensor]:
+    """What a written file computes, from inputs by name to logits."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime  # not above: of the extra `export`
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda **inputs: torch.from_numpy(session.run(["logits"], {k: v.numpy() for k, v in inputs.items()})[0])
+
+
+@torch.no_grad()
+def difference(model: nn.Module, path: Path, size: tuple[int, int] | None = None) -> float:
+    """The largest difference of a logit between model and file: at the sizes traced, with one of each, with more."""
+    program, gap = read(path), 0.0
+    for images, expressions, words in ((*TRACED, WORDS), (1, 1, WORDS), (3, 5, WORDS - 2)):
+        inputs = example(model, images, expressions, words, size)
+        gap = max(gap, (program(**inputs) - model(**inputs).logits).abs().max().item())
+    return gap
+
+
+def small_model(architecture: str) -> nn.Module:
+    """With random weights, at the size of its `refscenes` recipe."""
+    recipe = load_recipe(f"{architecture}/refscenes")
+    torch.manual_seed(0)
+    return AutoModelForImageSegmentation.from_config(build_config(recipe, SMALL_VOCABULARY)).eval()
+
+
+def table(architectures: list[str]) -> str:
+    """Markdown: per architecture and format the largest difference of a logit, or what the exporter could not take."""
+    lines = ["| | `torch.export` | ONNX | any number of |", "| --- | --- | --- | --- |"]
+    for architecture in architectures:
+        model, cells = small_model(architecture), []
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in FORMATS:
+                path = Path(folder) / f"model{suffix}"
+                try:
+                    write(trace(model), list(example(model, *TRACED, WORDS)), path)
+                    cells.append(f"{difference(model, path):.0e}")
+                except RuntimeError as error:  # what both exporters raise
+                    cells.append(f"no: {str(error).strip().splitlines()[-1]}")
+        free = "images, expressions" + ("" if words_are_fixed(model) else ", words")
+        lines.append(f"| {architecture} | {' | '.join(cells)} | {free} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", help="folder or Hub id of a saved model")
+    which.add_argument("--arch", choices=list(hf_ris.ARCHITECTURES), help="the paper's configuration, random weights")
+    which.add_argument("--table", nargs="*", metavar="ARCH", help="print a table of these, or all, architectures")
+    parser.add_argument("--out", type=Path, help="file to write, *.pt2 or *.onnx")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the pictures")
+    options = parser.parse_args(arguments)
+    if options.table is None and (options.out is None or options.out.suffix not in FORMATS):
+        parser.error("give --out FILE.pt2 or --out FILE.onnx")
+    unknown = sorted(set(options.table or ()) - set(hf_ris.ARCHITECTURES))
+    if unknown:
+        parser.error(f"there is no architecture {unknown[0]}; there are {', '.join(hf_ris.ARCHITECTURES)}")
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if absent and (options.table is not None or options.out.suffix == ".onnx"):
+        parser.error(f'{" and ".join(absent)} must be installed for ONNX: pip install "hf_ris[export]"')
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    if options.table is not None:
+        print(table(options.table or list(hf_ris.ARCHITECTURES)))
+        return
+    if options.model is not None:
+        model = AutoModelForImageSegmentation.from_pretrained(options.model, dtype=torch.float32)
+    else:
+        model = AutoModelForImageSegmentation.from_config(AutoConfig.for_model(options.arch))
+    model.eval()
+    size = None if options.size is None else tuple(options.size)
+    try:
+        with torch.no_grad():
+            model(**example(model, *TRACED, WORDS, size))
+    except (ValueError, RuntimeError) as error:  # layers that do not fit each other raise the latter
+        sys.exit(f"The model does not run on pictures of {size or 'its own size'}: {' '.join(str(error).split())}")
+    write(trace(model, size), list(example(model, *TRACED, WORDS, size)), options.out)
+    gap = difference(model, options.out, size)
+    print(f"wrote {options.out}; logits differ from the model's by at most {gap:.1e}")
+    if not gap <= TOLERANCE:
+        sys.exit(f"{options.out} does not agree with the model: {gap:.1e} is more than {TOLERANCE}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What becomes a repository on the Hub: card, push, bundle."""

@@ -1,0 +1,1 @@
+"""Training by a recipe: recipe, build, loop, optimizer, order, run folder."""

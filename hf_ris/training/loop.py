@@ -1,0 +1,340 @@
+"""Train an architecture on referring segmentation, by a recipe.
+
+On one GPU or, without one, on the CPU; anything in the recipe can be overridden by nested.key=value:
+
+    python train/train.py --recipe train/recipes/lts/refscenes.yaml training.seed=1 output_dir=outputs/lts-1
+
+A minute on the CPU, to see that all works:
+
+    python train/train.py --recipe train/recipes/lts/refscenes.yaml training.max_steps=20 data.size=64 \
+        data.validation_size=16 output_dir=outputs/smoke
+
+Several GPUs (DDP; train/accelerate/ also holds fsdp.yaml), and two processes on the CPU. `accelerate launch --cpu
+--num_processes 2` would silently start one process:
+
+    accelerate launch --config_file train/accelerate/ddp.yaml train/train.py --recipe train/recipes/lavt/refcoco.yaml
+    accelerate launch --config_file train/accelerate/cpu_two.yaml train/train.py --recipe ...
+
+A run that was killed goes on from its newest checkpoint with --resume and ends with the same weights, bit for bit, as
+one that was not (same number of threads and processes). --stop-at-step N ends early without changing the schedule, so
+that the first steps of a published run can be replayed. A run's folder holds run.json, log.jsonl, best/, last/ and
+checkpoints/. --push-to-hub user/name makes that repository at the start and pushes best/ to it at the end, with a card;
+train/push.py does so later, with the numbers of train/evaluate.py.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from hf_ris.data import RisCollator, load_split
+from hf_ris.evaluation.answers import evaluate_model
+from hf_ris.hub.push import check, make_repository, push
+from hf_ris.training.build import build_model, build_rows
+from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
+from hf_ris.training.order import StepBatches, seed_of
+from hf_ris.training.recipe import Recipe, load_recipe
+from hf_ris.training.run_folder import RunFolder, flat_recipe
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know besides weights and optimizer; saved with every checkpoint."""
+
+    step: int = 0
+    best: float = -1.0
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class Training:
+    """One run: the recipe's parts, the loop, and what it leaves behind."""
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, folder: RunFolder):
+        self.recipe, self.accelerator, self.folder = recipe, accelerator, folder
+        data, settings = recipe.data, recipe.training
+        set_seed(settings.seed)
+        with accelerator.main_process_first():  # the first one fills the cache of generated data
+            corpus, self.rows = build_rows(data, settings.seed)
+            self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
+        self.module, self.processor = build_model(recipe, corpus)
+        if settings.sync_batch_norm and accelerator.num_processes > 1:
+            self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
+        self.still = freeze(self.module, recipe.optimizer)
+        if settings.gradient_checkpointing:
+            self.module.gradient_checkpointing_enable()
+        if settings.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        self.module.to(accelerator.device)
+        self.average = AveragedWeights(self.module, settings.ema_decay) if settings.ema_decay else None
+        self.model, self.optimizer = accelerator.prepare(self.module, build_optimizer(self.module, recipe.optimizer))
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.progress, *([self.average] if self.average else []))
+        self.steps_per_epoch = len(self.rows) // settings.batch_size
+        self.total_steps = settings.max_steps or round(settings.epochs * self.steps_per_epoch)
+
+    def resume(self) -> None:
+        """Load the newest whole checkpoint, if there is one."""
+        newest = self.folder.newest_checkpoint()
+        if newest is not None:
+            self.accelerator.load_state(str(newest))
+            self.accelerator.print(f"resumed at step {self.progress.step} from {newest}")
+        self.folder.cut_log(self.progress.step)
+
+    def run(self, stop: int) -> None:
+        """Steps up to `stop`, with logs, evaluations and checkpoints at their intervals."""
+        settings, start = self.recipe.training, self.progress.step
+        meter, batches = Meter(self.accelerator), self.batches(start, stop)
+        bar = tqdm(total=stop, initial=start, unit="step", disable=not self.accelerator.is_main_process)
+        for step in range(start, stop):
+            pieces = [next(batches) for _ in range(settings.accumulation)]
+            meter.add(self.step(step, pieces))
+            self.progress.step = step + 1
+            bar.update()
+            ends = {
+                name: (step + 1 == stop or every > 0 and (step + 1) % every == 0)
+                for name, every in (
+                    ("log", settings.log_every),
+                    ("evaluate", settings.evaluate_every),
+                    ("save", settings.save_every),
+                )
+            }
+            if not any(ends.values()):
+                continue
+            self.progress.seconds += meter.pause()
+            if ends["log"]:
+                bar.set_postfix(self.log(meter))
+            if ends["evaluate"]:
+                self.evaluate()
+            if ends["save"]:
+                self.folder.save_checkpoint(step + 1)
+            meter.go_on()
+        bar.close()
+        self.folder.save_model("last", *self.saveable())
+
+    def batches(self, start: int, stop: int):
+        """An iterator over this process's batches of steps [start, stop)."""
+        settings, accelerator = self.recipe.training, self.accelerator
+        order = StepBatches(
+            len(self.rows),
+            settings.batch_size,
+            settings.seed,
+            start,
+            stop,
+            accelerator.process_index,
+            accelerator.num_processes,
+            settings.accumulation,
+        )
+        return iter(
+            torch.utils.data.DataLoader(
+                self.rows,
+                batch_sampler=order,
+                collate_fn=RisCollator(self.processor),
+                num_workers=settings.workers,
+                pin_memory=accelerator.device.type == "cuda",
+            )
+        )
+
+    def step(self, step: int, pieces: list) -> dict[str, torch.Tensor]:
+        """One optimizer step over the pieces of its batch; returns sums over this process for the log."""
+        settings, accelerator = self.recipe.training, self.accelerator
+        set_seed(seed_of(settings.seed, step, accelerator.process_index))
+        self.model.train()
+        for module in self.still:
+            module.eval()
+        factor = learning_rate_factor(self.recipe.schedule, step, self.total_steps, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:  # no scheduler object: nothing to save, nothing that steps twice
+            group["lr"] = group["initial_lr"] * factor
+        record = {"images": torch.tensor(0.0), "expressions": torch.tensor(0.0)}
+        weights = self.weights([len(piece["input_ids"]) for piece in pieces])
+        for piece, weight in zip(pieces, weights):
+            piece = self.to_device(piece)
+            with accelerator.accumulate(self.model):
+                output = self.model(**piece)
+                loss = output.loss if weight == 1 else output.loss * weight
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and settings.clip_norm:
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                    record["gradient_norm"] = norm.detach()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            terms = {"loss": output.loss, **output.losses}
+            for name, value in terms.items():
+                record[name] = record.get(name, 0) + value.detach() * weight / len(pieces)
+            record["images"] += len(piece["pixel_values"])
+            record["expressions"] += len(piece["input_ids"])
+        if self.average:
+            self.average.update(self.module, step)
+        return record
+
+    def weights(self, counts: list[int]) -> list[float]:
+        """Factors that make the mean over pieces the mean over all expressions of the step, wherever they lie."""
+        pieces = len(counts) * self.accelerator.num_processes
+        if pieces == 1:
+            return [1.0]
+        total = torch.tensor(float(sum(counts)), device=self.accelerator.device)
+        total = self.accelerator.reduce(total, "sum").item()
+        return [count * pieces / total for count in counts]
+
+    def to_device(self, batch) -> dict[str, torch.Tensor]:
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        if self.recipe.training.channels_last:
+            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def log(self, meter: "Meter") -> dict[str, str]:
+        """One line of log.jsonl, the trackers' values, and what the bar shows."""
+        values = meter.summary()
+        if not torch.tensor(values["loss"]).isfinite():
+            raise RuntimeError(f"The loss is {values['loss']} at step {self.progress.step}; lower the learning rate.")
+        values["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
+        step = self.progress.step
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **values, "seconds": self.progress.seconds}
+        self.folder.log(line)
+        self.accelerator.log({f"train/{name}": value for name, value in line.items() if name != "step"}, step=step)
+        return {"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.1f}"}
+
+    def evaluate(self) -> None:
+        """Metrics on the validation split; the best model so far, by mIoU, is kept in best/."""
+        settings, step = self.recipe.evaluation, self.progress.step
+        model, processor, state = self.saveable()
+        if self.average:  # batch statistics differ between processes: those of the first are saved
+            broadcast(list(self.average.model.buffers()))
+        metrics = evaluate_model(
+            self.accelerator,
+            self.average.model if self.average else self.model,
+            processor,
+            self.validation,
+            protocols=[settings.protocol],
+            batch_size=settings.batch_size,
+            max_expressions=settings.max_expressions,
+            channels_last=self.recipe.training.channels_last,
+        ).compute(settings.protocol)
+        self.progress.metrics = metrics
+        self.folder.log({"step": step, "evaluation": metrics, "seconds": self.progress.seconds})
+        self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
+        tqdm.write(f"step {step}: mIoU {metrics['mIoU']:.4f}, oIoU {metrics['oIoU']:.4f}", file=sys.stderr)
+        if metrics["mIoU"] > self.progress.best:
+            self.progress.best = metrics["mIoU"]
+            self.folder.save_model("best", model, processor, state)
+
+    def saveable(self) -> tuple:
+        """(model, processor, weights) to be saved: the average where there is one."""
+        if self.average:
+            return self.average.model, self.processor, self.average.model.state_dict()
+        return self.module, self.processor, self.accelerator.get_state_dict(self.model)
+
+
+class Meter:
+    """Means of what `Training.step` returns since the last summary, and its speed without pauses."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps, self.seconds, self.since = 0, 0.0, time.perf_counter()
+
+    def add(self, record: dict[str, torch.Tensor]) -> None:
+        for name, value in record.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.steps += 1
+
+    def pause(self) -> float:
+        """Stop the clock; returns the seconds since it was last started."""
+        passed = time.perf_counter() - self.since
+        self.seconds += passed
+        return passed
+
+    def go_on(self) -> None:
+        self.since = time.perf_counter()
+
+    def summary(self) -> dict[str, float]:
+        """Means over steps and processes; resets."""
+        names = list(self.sums)
+        sums = torch.stack([self.sums[name].to(self.accelerator.device) for name in names])
+        values = dict(zip(names, self.accelerator.reduce(sums, "mean").tolist()))
+        processes = self.accelerator.num_processes
+        images, expressions = (values.pop(name) * processes for name in ("images", "expressions"))
+        means = {name: value / self.steps for name, value in values.items()}
+        means["images_per_second"], means["expressions_per_second"] = images / self.seconds, expressions / self.seconds
+        self.sums, self.steps, self.seconds = {}, 0, 0.0
+        return means
+
+
+def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    tracker = recipe.tracking.name
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=recipe.training.mixed_precision,
+        gradient_accumulation_steps=recipe.training.accumulation,
+        log_with=None if tracker == "none" else tracker,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tracking")),
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Recipe]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a name, as lavt/refcoco, or a YAML file")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
+    parser.add_argument("--stop-at-step", type=int, help="end early, on the full run's schedule")
+    parser.add_argument("--push-to-hub", "--push_to_hub", metavar="ID", help="push the best model here at the end")
+    parser.add_argument("--private", action="store_true", help="of the repository on the Hub, if it is made")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as training.seed=1 or model.fusion_dim=256")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        if options.push_to_hub is not None:
+            check(options.push_to_hub)
+        return options, load_recipe(options.recipe, options.overrides)
+    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
+        parser.error(str(error))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    disable_progress_bar()  # of saving: there is one bar, of the steps
+    options, recipe = parse_arguments(arguments)
+    output = Path(recipe.output_dir or f"outputs/{recipe.architecture}-{Path(options.recipe).stem}")
+    accelerator = build_accelerator(recipe, output)
+    if recipe.training.ema_decay and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("training.ema_decay needs whole weights in every process; FSDP and DeepSpeed shard them.")
+    pushes = options.push_to_hub is not None and accelerator.is_main_process
+    if pushes:
+        try:
+            make_repository(options.push_to_hub, options.private)
+        except ValueError as error:
+            sys.exit(f"{error} Nothing was trained.")
+    folder = RunFolder(output, accelerator, options.resume, recipe.training.keep_checkpoints)
+    training = Training(recipe, accelerator, folder)
+    if options.resume:
+        training.resume()
+    folder.describe(recipe, training.module)
+    accelerator.init_trackers(recipe.tracking.project, config=flat_recipe(recipe))
+    stop = min(options.stop_at_step or training.total_steps, training.total_steps)
+    training.run(stop)
+    progress = training.progress
+    result = {"steps": progress.step, "seconds": progress.seconds, "best_mIoU": progress.best, "last": progress.metrics}
+    folder.finish(result)
+    accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
+    accelerator.end_training()
+    if pushes:
+        try:
+            print(f"pushed: {push(output, options.push_to_hub, options.private)}")
+        except ValueError as error:
+            again = f"python train/push.py {output} {options.push_to_hub}"
+            sys.exit(f"{' '.join(str(error).split())} The run is whole; push it again by {again}")
+
+
+if __name__ == "__main__":
+    main()

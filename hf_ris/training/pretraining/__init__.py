@@ -1,0 +1,1 @@
+"""Pretraining of encoders for models that are too small for public weights."""
