@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from hf_ris.models.processing_ris import to_rgb
+from hf_ris.models.images_ris import to_rgb
 
 
 # Formats that Pillow decodes by itself; EPS would start Ghostscript.

@@ -322,7 +322,7 @@ def test_prompts_reach_the_detector_as_one_phrase(references):
         [101, 200, 201, 202, 1012, 102],
         [101, 207, 208, 1012, 102],
     ]
-    with pytest.raises(ValueError, match="Expression 0 is empty"):
+    with pytest.raises(ValueError, match="holds no word"):
         processor(pictures()[0], "?!".replace("!", ""))
 
 

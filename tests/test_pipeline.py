@@ -157,9 +157,35 @@ def test_bad_input_is_named(lts):
         (lambda: pipe(image, []), "No expressions"),
         (lambda: pipe(image, ["star", " "]), "Expression 1 is empty"),
         (lambda: pipe(image, "star", threshold=2), "threshold is a probability"),
+        (lambda: pipe(image, "star", threshold="high"), "threshold is a probability"),
+        (lambda: pipe(image, "star", timeout=-1), "timeout is a number of seconds"),
+        (lambda: pipe(image, "star", batch_size=0), "batch_size must be a whole number of at least 1"),
+        (lambda: pipe([image], ["star"], num_workers=-1), "num_workers must be a whole number of at least 0"),
+        (lambda: pipe([image], 3), "1 images take a list of 1 expressions"),
+        (lambda: pipe(image, 3), "Expression 0 must be a text"),
+        (lambda: pipe(np.asarray(image)), "Pass the expressions too"),
+        (lambda: pipe("nowhere.png", "star"), r"The image \('nowhere.png'\): there is no such file"),
+        (lambda: pipe(None, "star"), "The image must be a PIL image, a path"),
+        (lambda: pipe([{"image": image, "txt": "star"}]), "got one with 'image', 'txt'"),
     ):
         with pytest.raises(ValueError, match=sentence):
             wrong()
-    with pytest.raises(TypeError, match="treshold"):
+    with pytest.raises(TypeError, match="takes no argument treshold; it takes threshold, timeout"):
         pipe(image, "star", treshold=0.3)
+    with pytest.raises(TypeError, match="takes no argument max_length"):
+        pipeline(TASK, model=lts[0], processor=lts[1], max_length=3)
     assert pipe([]) == []
+
+
+@pytest.mark.filterwarnings("ignore:The logits of expression")
+def test_answers_that_are_not_finite_are_refused(tiny_trio):
+    model, processor = tiny_trio("lts", fresh=True)
+    model.segmentation.mask.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="The model's answer to 'star' is not finite"):
+        pipeline(TASK, model=model, processor=processor)(picture((96, 64)), "star")
+
+
+def test_arguments_of_the_model_do_not_disturb_the_processor(lts, tmp_path):
+    pipeline(TASK, model=lts[0], processor=lts[1]).save_pretrained(tmp_path)
+    pipe = pipeline(TASK, model=str(tmp_path), trust_remote_code=True, model_kwargs={"attn_implementation": "eager"})
+    assert len(pipe(picture((96, 64)), "star")) == 1

@@ -1,13 +1,17 @@
 """Geometry there and back, masks as labels, and what the processor says to bad input."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hf_ris.models.clip_tokenizer import clip_tokenizer
+from hf_ris.models.images_ris import to_rgb
 from hf_ris.models.modeling_ris import RisOutput
-from hf_ris.models.processing_ris import RisImageProcessor, RisProcessor, to_rgb
-from hf_ris.models.text_encoders import word_tokenizer
+from hf_ris.models.processing_ris import RisImageProcessor, RisProcessor
+from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 
 
 SIZES = [(48, 64), (97, 51), (200, 33), (64, 64)]
@@ -93,6 +97,9 @@ def test_several_expressions_per_image():
     [
         (1, "", "Expression 0 is empty"),
         (1, ["dog", "  "], "Expression 1 is empty"),
+        (1, ["dog", 7], "Expression 1 must be a text, got 7"),
+        (1, None, "Expression 0 must be a text, got None"),
+        (1, ["dog", "red \ud83d cup"], r"Expression 1 holds half a character \(a lone surrogate\) at place 4"),
         (2, ["dog"], "2 images and expressions for 1"),
         (1, [[]], "No expressions"),
     ],
@@ -102,9 +109,170 @@ def test_bad_text_is_named(images, text, message):
         make_processor("squash")([Image.new("RGB", (8, 8))] * images, text)
 
 
+@pytest.mark.filterwarnings("ignore:.*not in the vocabulary")
 def test_invisible_characters_are_an_unknown_word():
     inputs = make_processor("squash")(Image.new("RGB", (8, 8)), "\u200b\u00ad")
     assert inputs["attention_mask"].sum() >= 1
+
+
+def test_unknown_words_are_counted_and_told_once():
+    processor, image = make_processor("squash"), Image.new("RGB", (8, 8))
+    found = processor.unknown_words(["red dog, red zebra!", "Zebra left of the dog"])
+    assert (found.unknown, found.words, found.examples) == (4, 9, ("zebra", "of", "the")) and found.share == 4 / 9
+    assert str(found) == "4 of 9 words (44.4%) are not in the vocabulary, such as 'zebra', 'of', 'the'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(image, "red dog, left!")
+    with pytest.warns(UserWarning, match="1 of 2 words .* such as 'zebra'; the model reads each as"):
+        processor(image, "red zebra")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        processor(image, "left zebra")
+    pieces = RisProcessor(RisImageProcessor(image_size=8), wordpiece_tokenizer(["red"]))
+    assert pieces.unknown_words(["red zebra", "red 犬"]).unknown == 1 and pieces.unknown_words([]).share == 0
+
+
+def test_clip_knows_every_word():
+    processor = RisProcessor(RisImageProcessor(image_size=8), clip_tokenizer())
+    assert processor.unknown_words(["a zebra 犬"]).unknown == 0
+
+
+@pytest.mark.parametrize("threshold", [1.5, -0.1, float("nan"), "0.5", True, None])
+def test_thresholds_are_probabilities(threshold):
+    processor, outputs = make_processor("squash"), RisOutput(logits=torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match="threshold is a probability"):
+        RisProcessor(processor.image_processor, processor.tokenizer, threshold=threshold)
+    if threshold is not None:
+        with pytest.raises(ValueError, match="threshold is a probability"):
+            processor.post_process_referring_segmentation(outputs, [(20, 30)], threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(10.9, 9)],
+        [(10, "9")],
+        [(10,)],
+        [(0, 5)],
+        [(-3, 5)],
+        [10],
+        [None],
+        [(10**9, 10**9)],
+        [(True, 5)],
+        "ab",
+        None,
+        [[5, 5, 3]],
+    ],
+)
+def test_target_sizes_are_whole_pixels(sizes):
+    with pytest.raises(ValueError, match="[Tt]arget.size"):
+        make_processor("squash").post_process_referring_segmentation(RisOutput(logits=torch.zeros(1, 4, 4)), sizes)
+
+
+def test_target_sizes_come_in_any_container():
+    outputs = RisOutput(logits=torch.zeros(1, 4, 4))
+    for sizes in ([(20, 30)], ([20, 30],), torch.tensor([[20, 30]]), np.array([[20, 30]]), [torch.tensor([20, 30])]):
+        assert make_processor("squash").post_process_referring_segmentation(outputs, sizes)[0]["mask"].shape == (20, 30)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_answers_that_are_not_finite_are_told(value):
+    processor = make_processor("squash")
+    logits = torch.full((3, 8, 8), 4.0)
+    logits[1, :2] = value
+    with pytest.warns(UserWarning, match="logits of expression 1 are not finite"):
+        results = processor.post_process_referring_segmentation(RisOutput(logits=logits), [(16, 16)] * 3)
+    assert [np.isnan(result["score"]) for result in results] == [False, True, False]
+    assert results[1]["probability"][:3].isnan().all() and not results[1]["mask"][:3].any()
+    assert results[1]["mask"][6:].all() and results[0]["mask"].all()
+
+
+@pytest.mark.parametrize("logits", [None, torch.zeros(4, 4), np.zeros((1, 4, 4)), torch.zeros(1, 2, 4, 4)])
+def test_outputs_without_logits_are_refused(logits):
+    with pytest.raises(ValueError, match="logits must be a tensor"):
+        make_processor("squash").post_process_referring_segmentation(RisOutput(logits=logits), [(4, 4)])
+
+
+@pytest.mark.parametrize("geometry", ["squash", "letterbox", "short_side", "center_crop"])
+def test_masks_of_every_scale_are_the_same_labels(geometry):
+    processor, mask = make_processor(geometry), disc(48, 64)
+    image = Image.new("RGB", (64, 48))
+    right = processor(image, "dog", mask)["labels"]
+    assert right.max() == 1
+    for other in (mask * 255, mask.astype(np.float32), Image.fromarray(mask), torch.from_numpy(mask)):
+        assert (processor(image, "dog", other)["labels"] == right).all()
+        assert (processor.image_processor.preprocess_mask(other, right.shape[1:]) == right).all()
+    with pytest.raises(ValueError, match="Mask 1 of image 0 holds 0.5 where booleans"):
+        processor(image, ["dog", "red dog"], [mask, mask * 0.5])
+
+
+def test_arguments_that_nothing_reads_are_refused(tmp_path):
+    processor, image = make_processor("squash"), Image.new("RGB", (8, 8))
+    processor.save_pretrained(tmp_path)
+    for wrong in ("mask", "padding", "max_lenght", "max_length", "truncation", "size", "images_kwargs"):
+        with pytest.raises(TypeError, match=f"RisProcessor takes no argument {wrong}; it takes images, text, masks"):
+            processor(image, "dog", **{wrong: 3})
+        with pytest.raises(TypeError, match=f"RisImageProcessor takes no argument {wrong}"):
+            processor.image_processor(image, **{wrong: 3})
+        with pytest.raises(TypeError, match=f"takes no argument {wrong}; it takes geometry, image_size"):
+            RisImageProcessor(**{wrong: 3})
+        with pytest.raises(TypeError, match=f"from_pretrained takes no argument {wrong}; it takes image_processor"):
+            RisProcessor.from_pretrained(tmp_path, **{wrong: 3})
+        with pytest.raises(TypeError, match=f"from_pretrained takes no argument {wrong}; it takes geometry"):
+            RisImageProcessor.from_pretrained(tmp_path, **{wrong: 3})
+    with pytest.raises(TypeError, match="treshold"):
+        RisProcessor(processor.image_processor, processor.tokenizer, treshold=0.3)
+    with pytest.raises(ValueError, match="return_tensors is 'pt'"):
+        processor(image, "dog", return_tensors="tf")
+    assert isinstance(processor(image, "dog", return_tensors="np")["input_ids"], np.ndarray)
+
+
+def test_what_was_saved_can_be_overridden(tmp_path):
+    make_processor("squash").save_pretrained(tmp_path)
+    loaded = RisProcessor.from_pretrained(tmp_path, threshold=0.25, max_text_length=3, token=None)
+    assert loaded.threshold == 0.25 and loaded.max_text_length == 3 and loaded.image_processor.image_size == 96
+    assert "threshold" not in loaded.tokenizer.init_kwargs
+    assert RisImageProcessor.from_pretrained(tmp_path, image_size=32).image_size == 32
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"image_size": 0},
+        {"image_size": 1.5},
+        {"image_size": "64"},
+        {"max_size": -1},
+        {"size_divisor": 0},
+        {"image_mean": [0.5]},
+        {"image_mean": 0.5},
+        {"image_std": [0.5, 0, 0.5]},
+        {"image_std": [0.5, float("nan"), 0.5]},
+        {"fill": [1, 2]},
+        {"geometry": ["squash"]},
+    ],
+    ids=str,
+)
+def test_an_image_processor_that_cannot_be_is_refused(argument):
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        RisImageProcessor(**argument)
+
+
+def test_a_processor_that_cannot_be_is_refused():
+    images, tokenizer = RisImageProcessor(image_size=8), word_tokenizer(["dog"])
+    with pytest.raises(TypeError, match="takes a tokenizer"):
+        RisProcessor(images, None)
+    with pytest.raises(ValueError, match="max_text_length must be a whole number of at least 1, got 0"):
+        RisProcessor(images, tokenizer, max_text_length=0)
+    tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="padding at the end"):
+        RisProcessor(images, tokenizer)
+
+
+def test_strips_do_not_take_all_memory():
+    processor = make_processor("short_side", 64)
+    with pytest.raises(ValueError, match="Images of 1 x 9000 .* cut strips into pieces"):
+        processor(Image.new("RGB", (9000, 1)), "dog")
+    assert processor(Image.new("RGB", (300, 3)), "dog")["pixel_values"].shape == (1, 3, 64, 6400)
 
 
 def test_bad_masks_and_thresholds_are_named():

@@ -9,6 +9,7 @@ not SAM's choice of three; below a score of 0.25, transformers' default for this
 is empty. The paper does not name the sizes of the two networks.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -23,8 +24,10 @@ from transformers import (
 )
 from transformers.image_transforms import center_to_corners_format
 
+from ..models.arguments_ris import checked_threshold
+from ..models.images_ris import pictures
 from ..models.modeling_ris import RisOutput, RisPreTrainedModel
-from ..models.processing_ris import RisImageProcessor, RisProcessor
+from ..models.processing_ris import RisImageProcessor, RisProcessor, known_logits
 from .loading import load_part
 
 
@@ -182,15 +185,19 @@ class GroundedSamProcessor(RisProcessor):
             ),
         )
 
-    def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+    def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `RisProcessor`, with pixel_mask, detector_pixel_values and detector_pixel_mask."""
-        inputs = super().__call__(images, text, masks)
+        images = pictures(images)
+        inputs = super().__call__(images, text, masks, **unknown)
         views = self.detector_view(images)
         inputs |= {f"detector_{name}": value for name, value in views.items()}
         return BatchFeature(inputs, tensor_type=return_tensors)
 
+    def clean(self, text: str) -> str:
+        return prompt(text)
+
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        tokens = super()._tokenize([prompt(text) if isinstance(text, str) else text for text in texts])
+        tokens = super()._tokenize(texts)
         cut = tokens["attention_mask"].sum(1) == self.max_text_length
         tokens["input_ids"][cut, -2] = self.tokenizer.convert_tokens_to_ids(".")  # without which it were no phrase
         return tokens
@@ -199,15 +206,14 @@ class GroundedSamProcessor(RisProcessor):
         self, outputs, target_sizes: list[tuple[int, int]], threshold: float | None = None
     ) -> list[dict]:
         """As every processor's; as in SAM, logits are enlarged to the original size, not probabilities."""
-        threshold = self.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability in [0, 1], got {threshold}.")
+        threshold = checked_threshold(self.threshold if threshold is None else threshold)
+        logits, unknown = known_logits(outputs.logits)
         results = []
-        for logits in self.post_process_maps(outputs.logits.float()[:, None], target_sizes):
-            probability = logits[0].sigmoid()
+        for index, enlarged in enumerate(self.post_process_maps(logits[:, None], target_sizes)):
+            probability = enlarged[0].sigmoid()
             mask = probability > threshold
             score = probability[mask].mean().item() if mask.any() else 0.0
-            results.append({"mask": mask, "probability": probability, "score": score})
+            results.append({"mask": mask, "probability": probability, "score": math.nan if index in unknown else score})
         return results
 
 

@@ -1,6 +1,9 @@
 """`pipeline("referring-image-segmentation")`: images and expressions in, masks out."""
 
+import math
 from collections.abc import Iterator, Sized
+from itertools import chain
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -8,14 +11,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import Pipeline
-from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .arguments_ris import check_whole, checked_seconds, checked_threshold, refuse_unknown
 from .hub_ris import HubMixin
-from .processing_ris import as_pil
+from .images_ris import URL_SECONDS, as_pil, show
 
 
 TASK = "referring-image-segmentation"
+
+_PARAMETERS = ("threshold", "timeout", "batch_size", "num_workers")
 
 
 class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
@@ -30,8 +35,13 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
     torch `Dataset`; the latter two are read and answered one batch after the other.
 
     To the pipeline or to a call can be given: `threshold`, of the probability, in the processor's place; `timeout`,
-    seconds that a URL may take; `batch_size`, images that the model sees at once (1); `num_workers`, processes that
-    prepare them (0).
+    seconds that a URL may take (30); `batch_size`, images that the model sees at once (1); `num_workers`, processes
+    that prepare them (0).
+
+    Raises:
+        ValueError: an image or expression that cannot be read, a parameter out of its range, or an answer that is not
+            finite; the message names which.
+        TypeError: an unknown parameter.
     """
 
     _load_processor = True
@@ -44,29 +54,35 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
         return self.model.config.model_type
 
     def __call__(self, image, text=None, **kwargs):
+        check_whole("The pipeline", batch_size=kwargs.get("batch_size"))
+        check_whole("The pipeline", 0, num_workers=kwargs.get("num_workers"))
         if text is None:
-            if isinstance(image, str | Image.Image):
+            if isinstance(image, str | bytes | PathLike | Image.Image | np.ndarray | torch.Tensor):
                 raise ValueError("Pass the expressions too: pipe(image, ['the man in red']).")
-            return [] if image == [] else super().__call__(image, **kwargs)
+            return [] if isinstance(image, list) and not image else super().__call__(image, **kwargs)
         if not isinstance(image, (list, tuple)):
             return super().__call__({"image": image, "text": text}, **kwargs)
-        if isinstance(text, str) or len(text) != len(image):
+        if not isinstance(text, (list, tuple)) or len(text) != len(image):
             raise ValueError(
                 f"{len(image)} images take a list of {len(image)} expressions or lists of expressions, one for each."
             )
         return super().__call__([{"image": of, "text": said} for of, said in zip(image, text)], **kwargs)
 
-    def _sanitize_parameters(self, threshold: float | None = None, timeout: float | None = None):
-        before = {} if timeout is None else {"timeout": timeout}
-        return before, {}, {} if threshold is None else {"threshold": threshold}
+    def _sanitize_parameters(self, threshold: float | None = None, timeout: float | None = None, **unknown):
+        refuse_unknown(type(self).__name__, unknown, _PARAMETERS)
+        before = {} if timeout is None else {"timeout": checked_seconds(timeout)}
+        return before, {}, {} if threshold is None else {"threshold": checked_threshold(threshold)}
 
-    def preprocess(self, inputs: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+    def preprocess(self, inputs: dict[str, Any], timeout: float = URL_SECONDS) -> dict[str, Any]:
         """One item with its image loaded and upright and its expressions in a list."""
         if not isinstance(inputs, dict) or not {"image", "text"} <= inputs.keys():
-            raise ValueError("The pipeline takes items {'image': ..., 'text': ...}, got " + f"{inputs!r}"[:80] + ".")
-        image, text = inputs["image"], inputs["text"]
-        image = load_image(image, timeout=timeout) if isinstance(image, str) else image
-        return {"image": as_pil(image), "text": [text] if isinstance(text, str) else list(text)}
+            had = f"one with {', '.join(map(show, list(inputs)[:8]))}" if isinstance(inputs, dict) else show(inputs)
+            raise ValueError(f"The pipeline takes items {{'image': ..., 'text': ...}}, got {had}.")
+        text = inputs["text"]
+        return {
+            "image": as_pil(inputs["image"], timeout=timeout),
+            "text": list(text) if isinstance(text, (list, tuple)) else [text],
+        }
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """The model's inputs for several images, floating ones in the model's dtype."""
@@ -83,7 +99,14 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
     def postprocess(self, outputs, threshold: float | None = None) -> list[list[dict[str, Any]]]:
         """For each image of a batch the answers to its expressions."""
         sizes = [size for size, texts in zip(outputs["size"], outputs["text"]) for _ in texts]
-        results = iter(self.processor.post_process_referring_segmentation(outputs["outputs"], sizes, threshold))
+        results = self.processor.post_process_referring_segmentation(outputs["outputs"], sizes, threshold)
+        for said, result in zip(chain.from_iterable(outputs["text"]), results):
+            if math.isnan(result["score"]):
+                raise ValueError(
+                    f"The model's answer to {show(said)} is not finite: weights or inputs hold NaN or infinite values, "
+                    "or a half precision overflowed."
+                )
+        results = iter(results)
         return [[_answer(text, next(results)) for text in texts] for texts in outputs["text"]]
 
     def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
@@ -94,6 +117,8 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator[list[dict[str, Any]]]:
         """Answers image by image. The base class would cut a batch's outputs by image, but they are by expression."""
+        check_whole("The pipeline", batch_size=batch_size)
+        check_whole("The pipeline", 0, num_workers=num_workers)
         sized = isinstance(inputs, Sized)
         items = (PipelineDataset if sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
         workers = num_workers if sized else min(num_workers, 1)  # several would each read all of it

@@ -35,8 +35,11 @@ class CrisProcessor(RisProcessor):
         """The published preprocessing at the config's image and text size."""
         return cls(letterbox(config.image_size), tokenizer, max_text_length=config.max_text_length)
 
+    def clean(self, text: str) -> str:
+        return clean_text(text)
+
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        inputs = super()._tokenize([clean_text(text) if isinstance(text, str) else text for text in texts])
+        inputs = super()._tokenize(texts)
         # open_clip pads with 0. The tokenizer cannot: 0 is the word "!", which as a padding token would no longer join
         # its neighbours
         inputs["input_ids"] = inputs["input_ids"] * inputs["attention_mask"]

@@ -1,7 +1,6 @@
 """Processor of EAVL: images squashed to 480x480, BERT's uncased WordPiece or CLIP's byte pairs, threshold 0.5."""
 
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from torch import Tensor
 
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
@@ -41,10 +40,8 @@ class EavlProcessor(RisProcessor):
         image_processor = RisImageProcessor(geometry="squash", image_size=config.image_size, **normalisation)
         return cls(image_processor, tokenizer, max_text_length=config.max_text_length, clip_text=clip)
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        if self.clip_text:
-            texts = [clean_text(text) if isinstance(text, str) else text for text in texts]
-        return super()._tokenize(texts)
+    def clean(self, text: str) -> str:
+        return clean_text(text) if self.clip_text else text
 
 
 EavlProcessor.register_for_auto_class("AutoProcessor")

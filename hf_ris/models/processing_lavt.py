@@ -1,7 +1,5 @@
 """Processor of LAVT: images squashed to 480x480, BERT's uncased WordPiece, threshold 0.5."""
 
-from torch import Tensor
-
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
 from .processing_ris import RisImageProcessor, RisProcessor
@@ -40,10 +38,8 @@ class LavtProcessor(RisProcessor):
         processor.clip_text = config.text_encoder == "clip"
         return processor
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        if self.clip_text:
-            texts = [clean_text(text) if isinstance(text, str) else text for text in texts]
-        return super()._tokenize(texts)
+    def clean(self, text: str) -> str:
+        return clean_text(text) if self.clip_text else text
 
 
 LavtProcessor.register_for_auto_class("AutoProcessor")

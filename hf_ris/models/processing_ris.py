@@ -12,52 +12,47 @@ Post-processing evaluates the inverse map at every original pixel centre, so it 
 """
 
 import math
-from os import PathLike
+import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, load_image
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ProcessorMixin
 
+from .arguments_ris import (
+    argument_names,
+    check_expression,
+    check_return_tensors,
+    check_whole,
+    checked_sizes,
+    checked_threshold,
+    checked_triple,
+    refuse_unknown,
+)
 from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
+from .images_ris import binary_mask, pictures, show
+from .vocabulary import UnknownWords, unknown_words
 
 
 GEOMETRIES = ("squash", "letterbox", "short_side", "center_crop")
 
+MAX_CANVAS_PIXELS = 2**24  # of `short_side`, whose canvas follows the images: a long strip would take all memory
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: EXIF orientation applied, 16 bits scaled, transparency laid over white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":
-        image = Image.fromarray(np.asarray(image).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def as_pil(image) -> Image.Image:
-    """PIL image, path, URL, (H, W[, C]) or (C, H, W) uint8 array or tensor -> upright RGB."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, str | PathLike):
-        return to_rgb(load_image(str(image)))
-    array = np.asarray(image)
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[-1] not in (1, 3, 4):
-        array = array.transpose(1, 2, 0)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
-        raise ValueError(
-            f"An image must be a PIL image, a path or URL, or a uint8 array (H, W, 3); got {array.dtype} {array.shape}."
-        )
-    return to_rgb(Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array))
+# What transformers writes into a processor's JSON beside its arguments.
+_WRITTEN_BY_TRANSFORMERS = frozenset(("image_processor_type", "feature_extractor_type", "processor_class", "auto_map"))
+# What tells `from_pretrained` where the files are, not what the processor does.
+_LOADING_ARGUMENTS = frozenset(
+    "cache_dir force_download local_files_only token revision subfolder proxies trust_remote_code code_revision "
+    "user_agent repo_type config use_fast _from_auto _from_pipeline _commit_hash".split()
+)
 
 
 class RisImageProcessor(BaseImageProcessor):
@@ -85,16 +80,30 @@ class RisImageProcessor(BaseImageProcessor):
         size_divisor: int = 32,
         **kwargs,
     ):
+        owner = type(self).__name__
+        refuse_unknown(owner, set(kwargs) - _WRITTEN_BY_TRANSFORMERS, argument_names(RisImageProcessor.__init__))
         super().__init__(**kwargs)
         if geometry not in GEOMETRIES:
-            raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {geometry!r}.")
+            raise ValueError(f"geometry must be one of {', '.join(GEOMETRIES)}, got {show(geometry)}.")
+        check_whole(owner, image_size=image_size, max_size=max_size, size_divisor=size_divisor)
         self.geometry = geometry
         self.image_size = image_size
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-        self.fill = fill
+        self.image_mean = checked_triple(owner, "image_mean", image_mean)
+        self.image_std = checked_triple(owner, "image_std", image_std)
+        if min(self.image_std) <= 0:
+            raise ValueError(f"{owner}: image_std must be above 0, got {self.image_std}.")
+        self.fill = None if fill is None else checked_triple(owner, "fill", fill)
         self.max_size = max_size
         self.size_divisor = size_divisor
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """As in transformers; an argument that nothing would read is refused."""
+        own = argument_names(cls.__init__)
+        unused = {"return_unused_kwargs"} | _LOADING_ARGUMENTS
+        refuse_unknown(f"{cls.__name__}.from_pretrained", set(kwargs) - unused - set(own), own)
+        changed = {name: kwargs.pop(name) for name in own if name in kwargs}
+        return super().from_dict(image_processor_dict | changed, **kwargs)
 
     def content_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in input pixels that an image of this size covers (without border or padding)."""
@@ -135,12 +144,24 @@ class RisImageProcessor(BaseImageProcessor):
         left, top = (width - side) / 2, (height - side) / 2
         return left, top, left + side, top + side
 
-    def preprocess(self, images, return_tensors: str = "pt", **kwargs) -> BatchFeature:
-        """One image or a list -> pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) long for `short_side`."""
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        images = [as_pil(image) for image in images]
-        canvas = self.canvas_size([(image.height, image.width) for image in images])
+    def preprocess(self, images, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
+        """One image or a list -> pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) long for `short_side`.
+
+        Raises:
+            ValueError: an image that cannot be read, or images too long and narrow for one canvas.
+            TypeError: an unknown argument.
+        """
+        refuse_unknown(type(self).__name__, unknown, ("images", "return_tensors"))
+        check_return_tensors(return_tensors)
+        images = pictures(images)
+        sizes = [(image.height, image.width) for image in images]
+        canvas = self.canvas_size(sizes)
+        if self.geometry == "short_side" and math.prod(canvas) > max(MAX_CANVAS_PIXELS, self.image_size**2):
+            raise ValueError(
+                f"Images of {', '.join(f'{height} x {width}' for height, width in sizes[:8])} (height x width) need a "
+                f"canvas of {canvas[0]} x {canvas[1]}, more than {MAX_CANVAS_PIXELS:,} pixels: cut strips into pieces, "
+                "and give upright and lying ones apart."
+            )
         pixels = torch.stack([self._place(self._pixels(image), canvas) for image in images])
         data = {"pixel_values": pixels}
         if self.geometry == "short_side":
@@ -152,8 +173,8 @@ class RisImageProcessor(BaseImageProcessor):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def preprocess_mask(self, mask, canvas: tuple[int, int]) -> Tensor:
-        """(H, W) boolean mask of the original image -> (h, w) float32 in [0, 1] at input size."""
-        mask = np.ascontiguousarray(mask, dtype=np.uint8)
+        """(H, W) mask of the original image, see `binary_mask` -> (h, w) float32 in [0, 1] at input size."""
+        mask = np.ascontiguousarray(binary_mask(mask), dtype=np.uint8)
         if self.geometry == "letterbox":
             warped = self._warp(torch.from_numpy(mask)[None].float(), "bilinear", torch.zeros(1))
             return warped[0].clamp(0, 1)
@@ -226,13 +247,41 @@ class RisProcessor(HubMixin, ProcessorMixin):
         threshold: a pixel belongs to the mask where its probability is greater.
     """
 
+    _told_unknown_words = False
     interpolation = "bilinear"  # from the model's resolution to the original size, on probabilities
     keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
 
     def __init__(self, image_processor, tokenizer, max_text_length: int = 20, threshold: float = 0.5):
+        owner = type(self).__name__
+        if tokenizer is None:
+            raise TypeError(f"{owner} takes a tokenizer; see hf_ris.models.text_encoders for those that need no file.")
         super().__init__(image_processor, tokenizer)
+        if tokenizer.padding_side != "right":
+            raise ValueError(f"{owner}: the models read padding at the end; set the tokenizer's padding_side='right'.")
+        check_whole(owner, max_text_length=max_text_length)
         self.max_text_length = max_text_length
-        self.threshold = threshold
+        self.threshold = checked_threshold(threshold)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "RisProcessor":
+        """As in transformers; arguments of the constructor take the place of those that were saved.
+
+        Raises:
+            TypeError: an argument that nothing would read.
+        """
+        own = argument_names(cls.__init__)
+        unknown = set(kwargs) - _LOADING_ARGUMENTS - set(own)
+        if "_from_pipeline" in kwargs:  # it gives the processor the model's arguments too
+            kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
+        else:
+            refuse_unknown(f"{cls.__name__}.from_pretrained", unknown, own)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, *args, **kwargs):
+        """Tokenizer and image processor, which would take the processor's own arguments for theirs."""
+        own = argument_names(cls.__init__)
+        return super()._get_arguments_from_pretrained(*args, **{k: v for k, v in kwargs.items() if k not in own})
 
     @property
     def architecture(self) -> str:
@@ -243,22 +292,27 @@ class RisProcessor(HubMixin, ProcessorMixin):
         """The architecture's preprocessing at the config's image and text size; here `squash`, others override."""
         return cls(RisImageProcessor(image_size=config.image_size), tokenizer, max_text_length=config.max_text_length)
 
-    def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+    def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """Make a model's inputs.
 
         Args:
-            images: one image or a list of B (PIL, path, URL, uint8 array).
+            images: one image or a list of B (PIL, path, URL, array or tensor; see `images_ris.as_pil`).
             text: one expression; a list (several of one image, or one for each image); or a list of lists.
-            masks: boolean masks (H, W) of the original images, nested like `text`; they become `labels`.
+            masks: masks (H, W) of the original, upright images, nested like `text`: booleans, 0 and 1, or 0 and 255.
+                They become `labels`.
 
         Returns:
             pixel_values (B, 3, H, W), input_ids and attention_mask (N, L), image_index (N,), for `short_side` also
             pixel_mask (B, H, W), with masks also labels (N, H, W) float32.
 
         Raises:
-            ValueError: an empty expression, or counts or sizes that do not match; the message names which.
+            ValueError: an image, expression or mask that cannot be read, or counts or sizes that do not match; the
+                message names which.
+            TypeError: an unknown argument.
         """
-        images = [as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
+        refuse_unknown(type(self).__name__, unknown, ("images", "text", "masks", "return_tensors"))
+        check_return_tensors(return_tensors)
+        images = pictures(images)
         texts = _nest(text, len(images), "expressions")
         flat = [expression for group in texts for expression in group]
         inputs = self._tokenize(flat)
@@ -268,12 +322,20 @@ class RisProcessor(HubMixin, ProcessorMixin):
             inputs["labels"] = self._labels(images, texts, masks, inputs["pixel_values"].shape[-2:])
         return BatchFeature(inputs, tensor_type=return_tensors)
 
+    def clean(self, text: str) -> str:
+        """An expression as the tokenizer wants it."""
+        return text
+
+    def unknown_words(self, texts: Iterable[str]) -> UnknownWords:
+        """The words of expressions that the tokenizer does not know, for the start of a training or an evaluation."""
+        return unknown_words(self.tokenizer, [self.clean(text) for text in texts])
+
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         for number, expression in enumerate(texts):
-            if not isinstance(expression, str) or not expression.strip():
-                raise ValueError(f"Expression {number} is empty; write what to segment, as in 'the man in red'.")
+            check_expression(expression, f"Expression {number}")
+        cleaned = [self.clean(text) for text in texts]
         encoded = self.tokenizer(
-            texts,
+            cleaned,
             padding=True,
             truncation=self.keeps_end_token,
             max_length=self.max_text_length if self.keeps_end_token else None,
@@ -286,7 +348,19 @@ class RisProcessor(HubMixin, ProcessorMixin):
         empty = (words.sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"Expression {empty[0]} ({texts[empty[0]][:40]!r}) holds no word; write what to segment.")
+        if not self._told_unknown_words and bool((words.bool() & (encoded["input_ids"] == self._unknown_id)).any()):
+            self._tell_unknown_words(texts)
         return {name: encoded[name][:, : self.max_text_length] for name in ("input_ids", "attention_mask")}
+
+    def _tell_unknown_words(self, texts: list[str]) -> None:
+        found = self.unknown_words(texts)
+        if found.unknown:
+            self._told_unknown_words = True
+            warnings.warn(f"{found}; the model reads each as the same unknown word. This is said once.", stacklevel=4)
+
+    @property
+    def _unknown_id(self) -> int:
+        return -1 if self.tokenizer.unk_token_id is None else self.tokenizer.unk_token_id
 
     def _labels(self, images: list[Image.Image], texts: list[list[str]], masks, canvas: tuple[int, int]) -> Tensor:
         nested = _nest(masks, len(images), "masks")
@@ -296,8 +370,8 @@ class RisProcessor(HubMixin, ProcessorMixin):
                 raise ValueError(
                     f"Image {index} has {len(group)} expressions and {len(of_image)} masks; give one each."
                 )
-            for mask in of_image:
-                mask = np.asarray(mask)
+            for number, mask in enumerate(of_image):
+                mask = binary_mask(mask, f"Mask {number} of image {index}")
                 if mask.shape != (image.height, image.width):
                     raise ValueError(
                         f"A mask of image {index} has shape {mask.shape}; the image is {(image.height, image.width)}."
@@ -317,20 +391,23 @@ class RisProcessor(HubMixin, ProcessorMixin):
 
         Returns:
             N dicts: `mask` bool (H, W); `probability` float32 (H, W) in [0, 1]; `score` in [0, 1], the mean probability
-            inside the mask, 0 for an empty mask.
+            inside the mask, 0 for an empty mask. Where logits are not finite, probabilities are NaN and the mask is
+            False; the score of such an expression is NaN, and a warning names it.
+
+        Raises:
+            ValueError: logits, sizes or a threshold that do not fit.
         """
-        threshold = self.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is a probability in [0, 1], got {threshold}.")
-        probabilities = outputs.logits.float().sigmoid()[:, None]
+        threshold = checked_threshold(self.threshold if threshold is None else threshold)
+        logits, unknown = known_logits(outputs.logits)
+        probabilities = logits.sigmoid()[:, None]
         # a pipeline drops the fields that are None
         probabilities = self.post_process_maps(probabilities, target_sizes, outputs.get("input_size"))
         results = []
-        for probability in probabilities:
+        for index, probability in enumerate(probabilities):
             probability = probability[0].clamp(0, 1)  # bicubic interpolation overshoots
             mask = probability > threshold
             score = probability[mask].mean().item() if mask.any() else 0.0
-            results.append({"mask": mask, "probability": probability, "score": score})
+            results.append({"mask": mask, "probability": probability, "score": math.nan if index in unknown else score})
         return results
 
     def phrase(self, expression: str) -> str | None:
@@ -353,11 +430,30 @@ class RisProcessor(HubMixin, ProcessorMixin):
         input_size: of the output, (height, width) of the canvas. Without it, the canvas of `short_side` is recomputed
             from `target_sizes`, which must then be those of a whole batch.
         """
-        if len(maps) != len(target_sizes):
-            raise ValueError(f"{len(maps)} expressions and {len(target_sizes)} target sizes; give one per expression.")
-        sizes = [(int(height), int(width)) for height, width in target_sizes]
+        sizes = checked_sizes(target_sizes, len(maps))
         canvas = input_size or self.image_processor.canvas_size(sizes)
         return [self.image_processor.unmap(m, size, canvas, self.interpolation) for m, size in zip(maps, sizes)]
+
+
+def known_logits(logits: Any) -> tuple[Tensor, set[int]]:
+    """Logits (N, h, w) as float32, NaN where they are not finite, and the expressions that have such; it warns of them.
+
+    Raises:
+        ValueError: no tensor of this shape.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 3:
+        raise ValueError(f"The output's logits must be a tensor (expressions, height, width), got {show(logits)}.")
+    logits = logits.float()
+    finite = logits.isfinite()
+    unknown = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
+    if unknown:
+        warnings.warn(
+            f"The logits of expression {', '.join(map(str, unknown[:8]))} are not finite, so the score is NaN: weights "
+            "or inputs hold NaN or infinite values, or a half precision overflowed.",
+            stacklevel=3,
+        )
+        logits = logits.masked_fill(~finite, math.nan)
+    return logits, set(unknown)
 
 
 def _nest(values, images: int, what: str) -> list[list]:

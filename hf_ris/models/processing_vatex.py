@@ -4,10 +4,12 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, OPENAI_IMAGENET_T
 from torch import Tensor
 from transformers import BatchFeature
 
+from .arguments_ris import checked_sizes
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
+from .images_ris import pictures
 from .noun_phrase import noun_phrase, resolved_method
-from .processing_ris import RisImageProcessor, RisProcessor, _nest, as_pil
+from .processing_ris import RisImageProcessor, RisProcessor, _nest
 
 
 class VatexProcessor(RisProcessor):
@@ -71,10 +73,10 @@ class VatexProcessor(RisProcessor):
             noun_phrases=config.noun_phrases,
         )
 
-    def __call__(self, images, text, masks=None, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+    def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `RisProcessor`, and CLIP's view and prompts."""
-        images = [as_pil(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
-        inputs = super().__call__(images, text, masks)
+        images = pictures(images)
+        inputs = super().__call__(images, text, masks, **unknown)
         if self.clip_image_size is not None:
             inputs["clip_pixel_values"] = self.clip_view()(images)["pixel_values"]
             inputs |= self.prompts([said for group in _nest(text, len(images), "expressions") for said in group])
@@ -107,14 +109,15 @@ class VatexProcessor(RisProcessor):
             "prompt_mask": tokens["attention_mask"].unflatten(0, shape),
         }
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return super()._tokenize([clean_text(text) if isinstance(text, str) else text for text in texts])
+    def clean(self, text: str) -> str:
+        return clean_text(text)
 
     def post_process_heatmaps(self, heatmaps: Tensor, target_sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Cosines (N, h, w) of `RisOutput.heatmap` to N tensors (H, W); edges that CLIP did not see repeat its edge."""
         view = self.clip_view()
         canvas = (view.image_size, view.image_size)
-        return [view.unmap(map[None], size, canvas)[0] for map, size in zip(heatmaps, target_sizes, strict=True)]
+        sizes = checked_sizes(target_sizes, len(heatmaps))
+        return [view.unmap(map[None], size, canvas)[0] for map, size in zip(heatmaps, sizes)]
 
 
 VatexProcessor.register_for_auto_class("AutoProcessor")
