@@ -15,8 +15,10 @@ from typing import Any
 
 import gradio as gr
 from export import coco_json, masks_zip, slug
+from gate import GuardedBlocks
 from inference import Comparison, ModelMaps, compare
-from pictures import MAX_EXPRESSIONS, Refusal, open_picture, split_expressions
+from pictures import MAX_EXPRESSIONS, Refusal, split_expressions
+from reading import read_models, read_picture, read_threshold
 from render import VIEWS, card
 from zoo import Zoo
 
@@ -28,6 +30,9 @@ EXAMPLES = HERE / "examples"
 HEADER = """<h1>Referring image segmentation</h1>
 <p>Describe something in a picture. Each model marks the pixels it thinks you mean.</p>"""
 EMPTY = "<div class='ris-welcome'><p>Choose an example, or bring a picture and say what to find.</p></div>"
+KEEP_SECONDS = 600  # that a comparison is kept for its page
+COMPARISONS = 4  # at once; a slow one leaves the others their turn
+SESSIONS = 200  # whose state is kept
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -52,10 +57,9 @@ def notice(message: str) -> str:
     return f"<p class='ris-notice' role='alert' dir='auto'>{escape(message)}</p>" if message else ""
 
 
-def answer(zoo: Zoo, image: dict | None, text: str | None, keys: list[str] | None) -> Comparison:
-    """From the page's raw values (image as uploaded file data) to results. Raises Refusal."""
-    picture = open_picture(image and image.get("path"), image and image.get("orig_name"))
-    return compare(zoo, picture, split_expressions(text), zoo.choose(keys))
+def answer(zoo: Zoo, image: Any, text: Any, keys: Any) -> Comparison:
+    """From raw values (image as uploaded file data) to results. Raises Refusal."""
+    return compare(zoo, read_picture(image), split_expressions(text), read_models(zoo, keys))
 
 
 def download_file(download: gr.DownloadButton, name: str, content: bytes) -> str:
@@ -68,8 +72,8 @@ def download_file(download: gr.DownloadButton, name: str, content: bytes) -> str
 
 def build(zoo: Zoo) -> gr.Blocks:
     """The page for a zoo of models."""
-    with gr.Blocks(title="Referring image segmentation", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
-        comparison = gr.State(None, time_to_live=3600)
+    with GuardedBlocks(title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+        comparison = gr.State(None, time_to_live=KEEP_SECONDS)
         gr.HTML(HEADER, elem_id="ris-header")
         with gr.Row(elem_id="ris-main"):
             with gr.Column(scale=4, min_width=300):
@@ -112,7 +116,8 @@ def _inputs(zoo: Zoo, comparison: gr.State) -> tuple[gr.Image, gr.Textbox, gr.Ch
 
     def run(image, text, keys):
         try:
-            return answer(zoo, image, text, keys), ""
+            found = answer(zoo, image, text, keys)
+            return found, notice(" ".join(failure.sentence for failure in found.failures))
         except Refusal as refusal:
             return gr.skip(), notice(str(refusal))
 
@@ -127,7 +132,7 @@ def _inputs(zoo: Zoo, comparison: gr.State) -> tuple[gr.Image, gr.Textbox, gr.Ch
         "outputs": [comparison, message],
         "preprocess": False,
         "concurrency_id": "models",
-        "concurrency_limit": 1,
+        "concurrency_limit": COMPARISONS,
         "api_visibility": "private",
         "show_progress_on": message,
     }
@@ -160,8 +165,8 @@ def _add_model(zoo: Zoo, models: gr.CheckboxGroup) -> None:
         [reference, models, known],
         [models, known, message],
         preprocess=False,
-        concurrency_id="models",
-        concurrency_limit=1,
+        concurrency_id="add",
+        concurrency_limit=COMPARISONS,
         api_visibility="private",
         show_progress_on=message,
     )
@@ -234,9 +239,9 @@ def _api(zoo: Zoo, image: gr.Image, text: gr.Textbox, models: gr.CheckboxGroup) 
 
     def segment(image, expressions, models, threshold=None):
         try:
-            if threshold is not None and not 0 <= threshold <= 1:
-                raise Refusal(f"The threshold is a probability in [0, 1], not {threshold}.")
-            comparison = answer(zoo, image, expressions, models)
+            threshold = read_threshold(threshold)
+            keys = [entry.key for entry in zoo.bundled] if models is None else models
+            comparison = answer(zoo, image, expressions, keys)
         except Refusal as refusal:
             raise gr.Error(str(refusal), print_exception=False) from refusal
         thresholds = [maps.threshold if threshold is None else threshold for maps in comparison.models]
@@ -250,7 +255,7 @@ def _api(zoo: Zoo, image: gr.Image, text: gr.Textbox, models: gr.CheckboxGroup) 
                 "remarks": maps.remarks,
             }
             for maps in comparison.models
-        ]
+        ] + [{"model": failure.entry.key, "refusal": failure.sentence} for failure in comparison.failures]
         return content
 
     gr.Button(visible=False).click(
@@ -258,8 +263,8 @@ def _api(zoo: Zoo, image: gr.Image, text: gr.Textbox, models: gr.CheckboxGroup) 
         [image, text, models, threshold],
         result,
         preprocess=False,
-        concurrency_id="models",
-        concurrency_limit=1,
+        concurrency_id="segment",
+        concurrency_limit=COMPARISONS,
         api_name="segment",
         api_description=API_DESCRIPTION,
     )
@@ -272,6 +277,7 @@ def launch(demo: gr.Blocks, **kwargs):
         css_paths=HERE / "style.css",
         allowed_paths=[str(EXAMPLES)],
         max_file_size="40mb",
+        state_session_capacity=SESSIONS,
         footer_links=["api", "gradio"],
         ssr_mode=False,
         **kwargs,

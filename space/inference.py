@@ -1,16 +1,26 @@
-"""Running models on a picture; probability maps are kept, so that a threshold can move without running a model."""
+"""Running models on a picture. What they say is kept as 8-bit maps, so that a threshold can move without a model."""
 
+import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pictures import Picture
-from zoo import Entry, LoadedModel, Zoo, check_input_size
+from entries import Entry
+from limits import check_time, time_limit
+from opening import LoadedModel, check_input_size
+from pictures import Picture, Refusal
+from PIL import Image
+from zoo import Zoo
 
 
+logger = logging.getLogger(__name__)
+
+MAP_PIXELS = 262_144  # of a map; as many as the finest model's own has
 SHOWN_QUERIES = 5  # of each expression, those that count most
-QUERY_SIDE = 320  # pixels of the long side that their masks are kept at
+QUERY_SIDE = 160  # pixels of the long side that their masks are kept at
+MODEL_SECONDS = 60  # for one model
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +32,11 @@ class ModelMaps:
         parameters: how many it has.
         seconds: for the picture and all expressions, from pixels to probabilities, loading left out.
         threshold: the processor's own.
-        probabilities: (N, H, W) float16 in [0, 1], at the working size.
-        localization: (N, H, W) float16 in [0, 1], where the architecture locates before it segments; else None.
+        probabilities: (N, h, w) uint8, 255 times the probability, over the whole picture at `map_size`.
+        localization: (N, h, w) uint8 likewise, where the architecture locates before it segments; else None.
         remarks: sentences on what the model could not read.
-        queries: (N, K, h, w) float16 in [0, 1], the masks of the K queries that count most, most first, at
-            `QUERY_SIDE`, where the architecture has such; else None.
+        queries: (N, K, h', w') uint8, the masks of the K queries that count most, most first, at `QUERY_SIDE`, where
+            the architecture has such; else None.
         query_scores: (N, K) in [0, 1], how much each of them counts.
         phrases: of each expression the part that `localization` is of, or None where it is of all of it.
     """
@@ -43,33 +53,77 @@ class ModelMaps:
     phrases: list[str | None] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A model that gave no answer, and the sentence that says why."""
+
+    entry: Entry
+    sentence: str
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One picture, its expressions, and each chosen model's maps. Compared by identity, as page state wants."""
+    """One picture, its expressions, and each chosen model's maps or failure. Compared by identity."""
 
     picture: Picture
     expressions: list[str]
     models: list[ModelMaps]
+    failures: list[Failure] = field(default_factory=list)
 
 
 def compare(zoo: Zoo, picture: Picture, expressions: list[str], entries: list[Entry]) -> Comparison:
-    """Run every model on the picture and all expressions. Raises Refusal if a model cannot be loaded."""
-    return Comparison(
-        picture, expressions, [run_model(entry, zoo.get(entry), picture, expressions, zoo.device) for entry in entries]
-    )
+    """Every model's answer. Raises Refusal if no model gives one."""
+    answers = list(answer_each(zoo, picture, expressions, entries))
+    models = [answer for answer in answers if isinstance(answer, ModelMaps)]
+    failures = [answer for answer in answers if isinstance(answer, Failure)]
+    if not models:
+        raise Refusal(failures[0].sentence)
+    return Comparison(picture, expressions, models, failures)
+
+
+def answer_each(
+    zoo: Zoo, picture: Picture, expressions: list[str], entries: list[Entry]
+) -> Iterator[ModelMaps | Failure]:
+    """One model's answer after the other; a model that cannot be loaded, or takes too long, is a Failure."""
+    for entry in entries:
+        try:
+            loaded = zoo.get(entry)
+            with time_limit(MODEL_SECONDS, entry.title):
+                answer = run_model(entry, loaded, picture, expressions, zoo.device)
+        except Refusal as refusal:
+            answer = Failure(entry, str(refusal))
+        except RuntimeError:  # torch's own, such as memory that runs out
+            logger.exception("%s failed", entry.key)
+            answer = Failure(entry, f"{entry.title} failed on this picture; the others are answered.")
+        yield answer
+
+
+def map_size(picture: Picture) -> tuple[int, int]:
+    """(height, width) of a picture's maps: its own, or scaled down to `MAP_PIXELS`."""
+    image = picture.image
+    scale = min(1.0, (MAP_PIXELS / (image.width * image.height)) ** 0.5)
+    return max(1, round(image.height * scale)), max(1, round(image.width * scale))
 
 
 def run_model(
     entry: Entry, loaded: LoadedModel, picture: Picture, expressions: list[str], device: torch.device
 ) -> ModelMaps:
-    """One forward pass: the image is encoded once for all expressions. Raises Refusal for a too elongated picture."""
+    """One forward pass: the image is encoded once for all expressions.
+
+    Raises:
+        Refusal: a too elongated picture, or expressions that the model's processor refuses.
+    """
     processor = loaded.processor
     check_input_size(entry.title, processor, picture.image.height, picture.image.width)
-    sizes = [(picture.image.height, picture.image.width)] * len(expressions)
+    sizes = [map_size(picture)] * len(expressions)
     start = time.perf_counter()
     with torch.inference_mode():
-        inputs = processor(picture.image, [expressions]).to(device)
+        try:
+            inputs = processor(picture.image, [expressions]).to(device)
+        except ValueError as error:  # an expression without a word that its tokenizer knows
+            raise Refusal(f"{entry.title}: {error}") from error
         outputs = loaded.model(**inputs)
+        check_time()
         results = processor.post_process_referring_segmentation(outputs, sizes)
         seconds = time.perf_counter() - start
         location = location_maps(outputs, processor, sizes)
@@ -81,7 +135,7 @@ def run_model(
         parameters=loaded.parameters,
         seconds=seconds,
         threshold=processor.threshold,
-        probabilities=to_half([result["probability"] for result in results]),
+        probabilities=to_bytes([result["probability"] for result in results]),
         localization=location,
         remarks=remarks(processor, expressions),
         queries=queries,
@@ -94,11 +148,11 @@ def location_maps(outputs, processor, sizes: list[tuple[int, int]]) -> np.ndarra
     """`localization` of `ModelMaps`: the last prior, or cosines rescaled from their least to their most."""
     if outputs.prior_logits is not None:
         last = outputs.prior_logits[:, -1:].float().sigmoid()
-        return to_half([maps[0] for maps in processor.post_process_maps(last, sizes, outputs.input_size)])
+        return to_bytes([maps[0] for maps in processor.post_process_maps(last, sizes, outputs.input_size)])
     if outputs.heatmap is not None:
         heatmap = outputs.heatmap.float()
         low, high = heatmap.amin((1, 2), keepdim=True), heatmap.amax((1, 2), keepdim=True)
-        return to_half(processor.post_process_heatmaps((heatmap - low) / (high - low).clamp(min=1e-6), sizes))
+        return to_bytes(processor.post_process_heatmaps((heatmap - low) / (high - low).clamp(min=1e-6), sizes))
     return None
 
 
@@ -109,11 +163,12 @@ def query_maps(outputs, processor, sizes: list[tuple[int, int]]) -> tuple[np.nda
     masks = masks.gather(1, best[..., None, None].expand(-1, -1, *masks.shape[2:]))
     scale = min(1.0, QUERY_SIDE / max(sizes[0]))
     small = [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sizes]
-    return to_half(processor.post_process_maps(masks, small, outputs.input_size)), scores.cpu().numpy()
+    return to_bytes(processor.post_process_maps(masks, small, outputs.input_size)), scores.cpu().numpy()
 
 
-def to_half(maps: list[torch.Tensor]) -> np.ndarray:
-    return torch.stack(maps).clamp(0, 1).half().cpu().numpy()
+def to_bytes(maps: list[torch.Tensor]) -> np.ndarray:
+    """Equal maps in [0, 1] -> uint8, one after the other."""
+    return torch.stack([(values.clamp(0, 1) * 255).round().to(torch.uint8) for values in maps]).cpu().numpy()
 
 
 def remarks(processor, expressions: list[str]) -> list[str]:
@@ -138,23 +193,19 @@ def remarks(processor, expressions: list[str]) -> list[str]:
 
 
 def cut(probabilities: np.ndarray, threshold: float) -> tuple[np.ndarray, list[float]]:
-    """(N, H, W) maps -> bool masks (N, H, W) and N scores: the mean probability inside a mask, 0 for an empty one.
+    """(N, H, W) 8-bit maps -> bool masks (N, H, W) and N scores: the mean probability in a mask, 0 for an empty one.
 
     The rule of `post_process_referring_segmentation`, on maps that are already there.
     """
-    masks = probabilities > np.float16(threshold)
-    scores = [float(p[m].mean(dtype=np.float64)) if m.any() else 0.0 for p, m in zip(probabilities, masks)]
+    masks = probabilities > 255 * threshold
+    scores = [float(p[m].mean(dtype=np.float64)) / 255 if m.any() else 0.0 for p, m in zip(probabilities, masks)]
     return masks, scores
 
 
-def full_size_masks(comparison: Comparison, maps: ModelMaps, threshold: float) -> np.ndarray:
-    """Bool masks (N, H, W) at the size of the file's picture."""
-    picture = comparison.picture
-    if (picture.width, picture.height) == picture.image.size:
-        return cut(maps.probabilities, threshold)[0]
-    enlarged = np.empty((len(maps.probabilities), picture.height, picture.width), bool)
-    for mask, probability in zip(enlarged, maps.probabilities):
-        tensor = torch.from_numpy(probability).float()[None, None]
-        size = (picture.height, picture.width)
-        mask[:] = torch.nn.functional.interpolate(tensor, size, mode="bilinear")[0, 0].numpy() > threshold
-    return enlarged
+def full_size_masks(comparison: Comparison, maps: ModelMaps, threshold: float) -> Iterator[np.ndarray]:
+    """Bool masks (H, W), one for each expression, at the size of the file's picture."""
+    size = (comparison.picture.width, comparison.picture.height)
+    for values in maps.probabilities:
+        if values.shape != size[::-1]:
+            values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+        yield values > 255 * threshold

@@ -3,10 +3,14 @@
 Every function answers bad input with `Refusal`, one sentence for the visitor.
 """
 
+import os
+import stat
 import struct
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -56,7 +60,7 @@ def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
     if path is None:
         raise Refusal("There is no picture yet: upload one, paste one, or choose an example.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Refusal(_too_large(f"{image.width:,} x {image.height:,} pixels"))
             image = to_rgb(image)
@@ -69,6 +73,18 @@ def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
     except _DAMAGE as error:
         raise Refusal("This picture is damaged or cut short; try saving or sending it again.") from error
     return Picture(reduced(image), image.width, image.height, Path(name or path).name)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, opened for reading; a pipe or device would keep its reader waiting. Raises Refusal."""
+    try:
+        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    except (OSError, ValueError, TypeError) as error:
+        raise Refusal("There is no such picture here any more; upload it again.") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Refusal("There is no such picture here any more; upload it again.")
+    return file
 
 
 def _too_large(size: str) -> str:
@@ -84,19 +100,28 @@ def reduced(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def split_expressions(text: str | None) -> list[str]:
-    """One expression per line, blank lines left out, runs of white space made one space.
+def split_expressions(text: Any) -> list[str]:
+    """Expressions out of one text, one a line, or out of a list of texts; runs of white space become one space.
 
     Raises:
-        Refusal: none, more than `MAX_EXPRESSIONS`, or more than `MAX_CHARACTERS`.
+        Refusal: none, more than `MAX_EXPRESSIONS`, more than `MAX_CHARACTERS`, one without any visible character, or
+            something else than text.
     """
-    text = text or ""
-    if len(text) > MAX_CHARACTERS:
-        raise Refusal(f"These expressions have {len(text):,} characters; the limit is {MAX_CHARACTERS:,}.")
-    expressions = [" ".join(line.split()) for line in text.splitlines()]
-    expressions = [expression for expression in expressions if expression]
+    texts = [text] if isinstance(text, str) else [] if text is None else text
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
+        raise Refusal("Expressions are text: one a line, or a list of texts.")
+    length = sum(map(len, texts))
+    if length > MAX_CHARACTERS:
+        raise Refusal(f"These expressions have {length:,} characters; the limit is {MAX_CHARACTERS:,}.")
+    expressions = [" ".join(line.split()) for item in texts for line in item.splitlines()]
+    expressions = [expression for expression in expressions if any(map(is_visible, expression))]
     if not expressions:
         raise Refusal("There is no expression yet: write what to find, such as “the red umbrella on the left”.")
     if len(expressions) > MAX_EXPRESSIONS:
         raise Refusal(f"Write at most {MAX_EXPRESSIONS} expressions, one a line; these are {len(expressions)}.")
     return expressions
+
+
+def is_visible(character: str) -> bool:
+    """Whether a character is more than white space, a control or format character (such as a zero-width one)."""
+    return not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn", "Zs")

@@ -28,8 +28,8 @@ def display_size(image: Image.Image) -> tuple[int, int]:
 
 
 def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) map in [0, 1] -> float32 at (width, height)."""
-    values = values.astype(np.float32)
+    """(H, W) 8-bit map -> float32 in [0, 1] at (width, height)."""
+    values = values.astype(np.float32) / 255
     if values.shape == size[::-1]:
         return values
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))

@@ -1,99 +1,31 @@
 """The models of the Space: bundled folders, zero-shot baselines, and Hub repositories or folders that a visitor adds.
 
-A stranger's repository is data here, never code: only its JSON, text and safetensors files are fetched, its model type
-must be one of ours, and neither remote code nor a pickle is ever opened.
+Models are fetched and loaded by threads of their own, bundled ones apart from all others, and whoever asks waits a
+limited time: a Hub that does not answer, or a large download, keeps nobody else from an answer.
 """
 
-import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as WaitedTooLong
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from entries import BASELINE_NOTE, Entry, read_entry
+from opening import LoadedModel, check_config, check_files, fetch, load
 from pictures import Refusal
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
 
-import hf_ris
-from hf_ris.baselines import BASELINES, load_baseline
-from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
+from hf_ris.baselines import BASELINES
 
 
-MAX_BYTES = 2_000_000_000  # of an added model's files; LAVT as in the paper has 0.9e9
-MAX_INPUT = 4_000_000  # pixels that a model may make of a picture; the papers' models take 480 x 480
-MAX_TOKENS = 512
 MAX_ADDED = 2  # added models in memory; the one longest unused makes room
-SCENES_NOTE = "trained on RefScenes: drawn scenes, not photographs"
-BASELINE_NOTE = "zero-shot baseline; its weights come from the Hub when it is first used"
-
-_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_TEXT_FILES = (
-    "config.json preprocessor_config.json processor_config.json tokenizer.json tokenizer_config.json "
-    "vocab.txt vocab.json merges.txt special_tokens_map.json added_tokens.json model.safetensors.index.json "
-    "README.md results.json"
-).split()
-# what a config, tokenizer or weight file that does not hold what it claims makes the libraries raise
-_MISFITS = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    AssertionError,
-    StrictDataclassError,
-    SafetensorError,
-)
-
-
-_MIXED_CASE = {"mpg_lqgnet": "MPG-LQGNet", "segvlm": "SegVLM"}  # the others are written in capitals
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model that can be chosen.
-
-    Attributes:
-        key: what names it in the page and the API: a bundled folder's name, a baseline's, a Hub id or a folder's path.
-        title: name to show.
-        architecture: as its paper writes it; a baseline's title.
-        folder: where its files lie; None for a baseline.
-        note: what it was trained on, where that limits what to expect of it.
-    """
-
-    key: str
-    title: str
-    architecture: str
-    folder: Path | None
-    note: str | None
-
-    @property
-    def label(self) -> str:
-        return f"{self.title} · {self.note}" if self.note else self.title
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    model: torch.nn.Module
-    processor: Any
-    parameters: int
+MAX_KNOWN = 200  # added models that can be named without adding them again
+WAIT_SECONDS = 20  # for a model in a comparison
+ADD_SECONDS = 120  # for one that is being added
+MAX_WAITING = 8  # models being fetched or waiting to be, at once
 
 
 class Zoo:
@@ -112,7 +44,7 @@ class Zoo:
     def __init__(self, bundled: str | Path, allow_folders: bool, baselines: Iterable[str] = ()):
         self.allow_folders = allow_folders
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.entries: dict[str, Entry] = {}
+        self.entries: OrderedDict[str, Entry] = OrderedDict()
         for config in sorted(Path(bundled).glob("*/config.json")):
             entry = read_entry(config.parent, config.parent.name)
             if entry.title in {other.title for other in self.entries.values()}:
@@ -123,206 +55,98 @@ class Zoo:
             title = BASELINES[name].title
             self.entries[name] = Entry(name, title, title, None, BASELINE_NOTE)
         self.offered = list(self.entries.values())
-        self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
-        self._lock = threading.Lock()
+        self._jobs: OrderedDict[str, Future[LoadedModel]] = OrderedDict()
+        self._lock = threading.Lock()  # of the two dictionaries; never held while anything is fetched or loaded
+        self._bundled_loader = ThreadPoolExecutor(2, "bundled")
+        self._fetcher = ThreadPoolExecutor(2, "fetch")
 
-    def choose(self, keys: list[str] | None) -> list[Entry]:
+    def choose(self, keys: list[str]) -> list[Entry]:
         """The entries of these keys, in the zoo's order. Raises Refusal for none or an unknown one."""
-        keys = keys or []
-        unknown = [key for key in keys if key not in self.entries]
+        with self._lock:
+            entries = dict(self.entries)
+        unknown = [key for key in keys if key not in entries]
         if unknown:
-            raise Refusal(f"There is no model “{str(unknown[0])[:100]}” here; there are {', '.join(self.entries)}.")
+            offered = ", ".join(entry.key for entry in self.offered)
+            raise Refusal(f"There is no model “{str(unknown[0])[:100]}” here; there are {offered}.")
         if not keys:
-            raise Refusal("No model is chosen: tick at least one.")
-        return [entry for key, entry in self.entries.items() if key in keys]
+            raise Refusal("No model is chosen: choose at least one.")
+        return [entry for key, entry in entries.items() if key in keys]
 
-    def add(self, reference: str | None) -> Entry:
+    def add(self, reference: str | None, seconds: float = ADD_SECONDS) -> Entry:
         """Check, fetch and load the model of a Hub id (`owner/name` or `owner/name@revision`) or a local folder.
 
         Raises:
-            Refusal: not found, not one of our architectures, no safetensors, too large, or files that do not fit.
+            Refusal: not found, not one of our architectures, no safetensors, too large, files that do not fit, or not
+                there within `seconds`; then it is fetched on, and the next call may find it.
         """
-        reference = (reference or "").strip()
+        reference = reference.strip() if isinstance(reference, str) else ""
         if len(reference) > 500:
             raise Refusal("That is too long for a Hub id or a folder.")
-        if reference in self.entries:
-            return self.entries[reference]
+        with self._lock:
+            if reference in self.entries:
+                return self.entries[reference]
         if self.allow_folders and reference and Path(reference).is_dir():
-            folder = Path(reference).resolve()
-            check_files(reference, {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
-            title = folder.name
+            self._wait(reference, reference, lambda: self._open(reference, Path(reference).resolve()), seconds)
         elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", reference):
-            folder, title = fetch(reference), reference
+            self._wait(reference, reference, lambda: self._open(reference, None), seconds)
         else:
             wanted = "a Hub id (owner/name)" + (" or a folder on this machine" if self.allow_folders else "")
             raise Refusal(f"Give {wanted}; “{reference[:100]}” is not one." if reference else f"Give {wanted}.")
+        return self.entries[reference]
+
+    def _open(self, reference: str, folder: Path | None) -> LoadedModel:
+        """Fetch (without a folder), check and load what somebody added, and make it known."""
+        title = reference if folder is None else folder.name
+        if folder is None:
+            folder = fetch(reference)
+        else:
+            check_files(reference, {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()})
         check_config(reference, folder)
         entry = read_entry(folder, reference, title)
+        loaded = load(entry, self.device)
         with self._lock:
-            self._load(entry)
             self.entries[reference] = entry
-        return entry
+            fixed = {entry.key for entry in self.offered}
+            for key in [key for key in self.entries if key not in fixed][:-MAX_KNOWN]:
+                del self.entries[key]
+                self._jobs.pop(key, None)
+        return loaded
 
-    def get(self, entry: Entry) -> LoadedModel:
-        """The model of an entry, loaded if it is not in memory."""
+    def get(self, entry: Entry, seconds: float = WAIT_SECONDS) -> LoadedModel:
+        """The model of an entry, loaded if it is not in memory.
+
+        Raises:
+            Refusal: it cannot be loaded, or not within `seconds`; then it is loaded on.
+        """
+        return self._wait(entry.key, entry.title, lambda: load(entry, self.device), seconds)
+
+    def _wait(self, key: str, title: str, work: Callable[[], LoadedModel], seconds: float) -> LoadedModel:
+        """What `work` gives; done once for all who ask, by another thread."""
         with self._lock:
-            if entry.key not in self._loaded:
-                self._load(entry)
-            self._loaded.move_to_end(entry.key)
-            return self._loaded[entry.key]
+            job = self._jobs.get(key)
+            if job is None or (job.done() and job.exception() is not None):
+                job = self._jobs[key] = self._submit(key, title, work)
+            self._jobs.move_to_end(key)
+        try:
+            return job.result(seconds)
+        except WaitedTooLong as error:
+            raise Refusal(f"{title} is still being fetched; try it again in a minute.") from error
+        finally:
+            self._make_room()
 
-    def _load(self, entry: Entry) -> None:
-        self._loaded[entry.key] = load(entry, self.device)
+    def _submit(self, key: str, title: str, work: Callable[[], LoadedModel]) -> Future[LoadedModel]:
+        if key in {entry.key for entry in self.bundled}:
+            return self._bundled_loader.submit(work)
+        if sum(not job.done() for job in self._jobs.values()) >= MAX_WAITING:
+            raise Refusal(f"{title} has to wait: other models are being fetched; try it again in a minute.")
+        return self._fetcher.submit(work)
+
+    def _make_room(self) -> None:
+        """Forget the added models in memory that were longest not asked for, and failures with all they hold."""
         bundled = {entry.key for entry in self.bundled}
-        added = [key for key in self._loaded if key not in bundled]
-        for key in added[:-MAX_ADDED]:
-            del self._loaded[key]
-
-
-def read_entry(folder: Path, key: str, title: str | None = None) -> Entry:
-    """The entry of a checkpoint folder; without a title, its architecture is the title."""
-    model_type = str(read_json(folder / "config.json").get("model_type"))
-    architecture = _MIXED_CASE.get(model_type, model_type.upper())
-    scenes = any(name.rsplit("/", 1)[-1].startswith(REFSCENES) for name in training_data(folder))
-    return Entry(key, title or architecture, architecture, folder, SCENES_NOTE if scenes else None)
-
-
-def training_data(folder: Path) -> list[str]:
-    """Data sets a checkpoint says it was trained on: `datasets` of its card, `trained_on` of its results.json."""
-    said = [read_json(folder / "results.json").get("trained_on"), read_card(folder / "README.md").get("datasets")]
-    names = [name for value in said for name in (value if isinstance(value, list) else [value])]
-    return [name for name in names if isinstance(name, str)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file, or anything else in it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The YAML head of a model card; empty if there is none that can be read."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    head = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-    try:
-        content = yaml.safe_load(head[1]) if head else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def check_files(reference: str, sizes: dict[str, int]) -> list[str]:
-    """The names of the files to open, out of a repository's files and their sizes in bytes.
-
-    Raises:
-        Refusal: no config, no safetensors weights, or more than `MAX_BYTES`.
-    """
-    if "config.json" not in sizes:
-        raise Refusal(f"{reference} has no config.json, so it is not a transformers model.")
-    weights = [name for name in sizes if _WEIGHTS.fullmatch(name)]
-    if not weights:
-        pickled = [name for name in sizes if name.endswith(_PICKLES)]
-        found = f"only pickled ones ({pickled[0]}), which can run code" if pickled else "none at all"
-        raise Refusal(f"{reference} has no safetensors weights but {found}; save it with safetensors to use it here.")
-    names = weights + [name for name in _TEXT_FILES if name in sizes]
-    total = sum(sizes[name] for name in names)
-    if total > MAX_BYTES:
-        raise Refusal(f"{reference} has {total / 1e9:.1f} GB of files; the limit here is {MAX_BYTES / 1e9:.0f} GB.")
-    return names
-
-
-def fetch(reference: str) -> Path:
-    """Download the permitted files of a Hub repository into the Hub cache, as anonymous: no token of this server.
-
-    Raises:
-        Refusal: not found, not reachable, or see `check_files`.
-    """
-    name, _, revision = reference.partition("@")
-    try:
-        info = HfApi(token=False).model_info(name, revision=revision or None, files_metadata=True)
-        names = check_files(reference, {file.rfilename: file.size or 0 for file in info.siblings})
-        return Path(snapshot_download(name, revision=info.sha, allow_patterns=names, token=False))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise Refusal(f"The Hub has no public model {reference}.") from error
-    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise Refusal(f"The Hub could not be reached for {reference}; try again later.") from error
-
-
-def check_config(reference: str, folder: Path) -> None:
-    """Refuse a config of another architecture, one that it refuses itself, or one that the weights do not fill."""
-    config = read_json(folder / "config.json")
-    kind = config.get("model_type")
-    if kind not in hf_ris.ARCHITECTURES:
-        known = ", ".join(hf_ris.ARCHITECTURES)
-        raise Refusal(f"{reference} is a model of type {str(kind)[:50]!r}; this page knows {known}.")
-    stored = {}
-    try:
-        for path in folder.iterdir():
-            if _WEIGHTS.fullmatch(path.name):
-                with safe_open(path, "pt") as file:
-                    stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):  # shapes only: a config may ask for any amount of memory
-            model = AutoModelForImageSegmentation.from_config(config)
-    except _MISFITS as error:
-        raise _misfit(reference, error) from error
-    wrong = [name for name, tensor in model.state_dict().items() if stored.get(name) != tuple(tensor.shape)]
-    if wrong:
-        raise Refusal(f"The weights of {reference} do not fit its config: {wrong[0]} is missing or of another shape.")
-
-
-def load(entry: Entry, device: torch.device) -> LoadedModel:
-    """Model (float32, eval mode) and processor of a baseline, or of a checked folder, tried out.
-
-    Raises:
-        Refusal: where they do not fit, or cannot be had.
-    """
-    try:
-        if entry.folder is None:
-            return _on(device, *load_baseline(entry.key))
-        model = AutoModelForImageSegmentation.from_pretrained(
-            entry.folder, trust_remote_code=False, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        )
-        processor = AutoProcessor.from_pretrained(entry.folder, trust_remote_code=False, local_files_only=True)
-        try_out(entry.title, model.eval(), processor)
-    except Refusal:
-        raise
-    except (*_MISFITS, HTTPError) as error:
-        raise _misfit(entry.title, error) from error
-    return _on(device, model, processor)
-
-
-def _on(device: torch.device, model: torch.nn.Module, processor: Any) -> LoadedModel:
-    return LoadedModel(model.to(device), processor, sum(parameter.numel() for parameter in model.parameters()))
-
-
-def try_out(title: str, model: torch.nn.Module, processor: Any) -> None:
-    """One run, so that a model and a processor that do not fit fail here, and no visitor's time is a cold start's.
-
-    It holds the tokenizer's last word: on a GPU, a word beyond the model's table would break the whole server.
-    """
-    if not 0 <= processor.threshold <= 1 or not 1 <= processor.max_text_length <= MAX_TOKENS:
-        raise ValueError(
-            f"its processor has threshold {processor.threshold} and max_text_length {processor.max_text_length}; "
-            f"they must lie in [0, 1] and 1 to {MAX_TOKENS}"
-        )
-    check_input_size(title, processor, 64, 64)
-    inputs = processor(Image.new("RGB", (64, 64)), ["a star"])
-    inputs["input_ids"][:, 0] = max(processor.tokenizer.get_vocab().values())
-    with torch.inference_mode():
-        processor.post_process_referring_segmentation(model(**inputs), [(64, 64)])
-
-
-def check_input_size(title: str, processor: Any, height: int, width: int) -> None:
-    """Refuse a picture of this size if the model would make more than `MAX_INPUT` pixels of it."""
-    rows, columns = processor.image_processor.canvas_size([(height, width)])
-    if rows * columns > MAX_INPUT:
-        raise Refusal(f"{title} would scale this picture to {columns:,} x {rows:,} pixels, which is too large here.")
-
-
-def _misfit(reference: str, error: BaseException) -> Refusal:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return Refusal(f"{reference} could not be loaded: {reason[:200].rstrip('.')}.")
+        with self._lock:
+            done = [key for key, job in self._jobs.items() if job.done()]
+            failed = [key for key in done if self._jobs[key].exception() is not None]
+            added = [key for key in done if key not in bundled and key not in failed]
+            for key in [*failed, *added[:-MAX_ADDED]]:
+                del self._jobs[key]
