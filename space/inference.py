@@ -111,7 +111,7 @@ def run_model(
     """One forward pass: the image is encoded once for all expressions.
 
     Raises:
-        Refusal: a too elongated picture, or expressions that the model's processor refuses.
+        Refusal: a too elongated picture, expressions that the processor refuses, or an answer that is not finite.
     """
     processor = loaded.processor
     check_input_size(entry.title, processor, picture.image.height, picture.image.width)
@@ -126,6 +126,8 @@ def run_model(
         check_time()
         results = processor.post_process_referring_segmentation(outputs, sizes)
         seconds = time.perf_counter() - start
+        if not all(result["probability"].isfinite().all() for result in results):
+            raise Refusal(f"{entry.title} gave numbers that are not finite; its weights are damaged.")
         location = location_maps(outputs, processor, sizes)
         queries = query_scores = None
         if outputs.query_logits is not None and loaded.model.query_logits_are_masks:
