@@ -18,6 +18,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from hf_ris.hub.run_log import read_log
+
 
 MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 LIMIT = 9_000_000  # bytes of weights: the repository carries tiny models only
@@ -45,8 +47,9 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
 def run_facts(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(resolved recipe, what results.json says of the training) of a run's folder."""
     facts = json.loads((run / "run.json").read_text())
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    steps = [entry for entry in log if "loss" in entry]
+    steps = [line for line in read_log(run / "log.jsonl") if "loss" in line]
+    if not steps:
+        raise ValueError(f"{run} has logged no step yet: there is nothing to tell of its training.")
     return facts["recipe"], {
         "architecture": facts["recipe"]["architecture"],
         "parameters": facts["parameters"],
@@ -89,9 +92,9 @@ def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict
 def pretraining_log(pretraining: list[Path]) -> str:
     """The log lines of all pretrainings, each line with its folder's name."""
     lines = [
-        json.dumps({"folder": folder.name, **json.loads(line)}) + "\n"
+        json.dumps({"folder": folder.name, **line}) + "\n"
         for folder in pretraining
-        for line in (folder / "log.jsonl").read_text().splitlines()
+        for line in read_log(folder / "log.jsonl")
     ]
     return "".join(lines)
 

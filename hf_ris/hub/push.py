@@ -26,6 +26,7 @@ from transformers import AutoModelForImageSegmentation, AutoProcessor
 import hf_ris  # noqa: F401, registers the architectures
 from hf_ris.hub.bundle import measured, pretraining_log, results
 from hf_ris.hub.card import model_card
+from hf_ris.hub.run_log import read_log
 from hf_ris.models.hub_ris import upload
 
 
@@ -87,7 +88,7 @@ def write_repository(source: Path, out: Path, repo_id: str, evaluations: list[Pa
             shutil.copyfile(source / name, out / name)
     if pretraining:
         (out / "pretraining_log.jsonl").write_text(pretraining_log(pretraining))
-    log = [json.loads(line) for line in (source / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = read_log(source / "log.jsonl")
     for name, content in (("results.json", facts), ("recipe.json", recipe)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (out / "README.md").write_text(model_card(repo_id, facts, recipe, log), encoding="utf-8")

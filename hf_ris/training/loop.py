@@ -23,6 +23,9 @@ train/push.py does so later, with the numbers of train/evaluate.py.
 """
 
 import argparse
+import hashlib
+import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -32,10 +35,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from hf_ris.data import RisCollator, load_split
+from hf_ris.data.transforms import expression_counts
 from hf_ris.evaluation.answers import evaluate_model
 from hf_ris.hub.push import check, make_repository, push
 from hf_ris.training.build import build_model, build_rows
@@ -43,6 +48,9 @@ from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, 
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.recipe import Recipe, load_recipe
 from hf_ris.training.run_folder import RunFolder, flat_recipe
+
+
+_EARLY = {"early_end": True}  # in a line of log.jsonl that a run which goes on would not have
 
 
 @dataclass
@@ -72,6 +80,11 @@ class Training:
             corpus, self.rows = build_rows(data, settings.seed)
             self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
         self.module, self.processor = build_model(recipe, corpus)
+        vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
+        folder.facts = {
+            "read": {"training": _size(corpus), "validation": _size(self.validation)},
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        }
         if settings.sync_batch_norm and accelerator.num_processes > 1:
             self.module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         self.still = freeze(self.module, recipe.optimizer)
@@ -82,49 +95,102 @@ class Training:
         self.module.to(accelerator.device)
         self.average = AveragedWeights(self.module, settings.ema_decay) if settings.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(self.module, build_optimizer(self.module, recipe.optimizer))
-        self.progress = Progress()
-        accelerator.register_for_checkpointing(self.progress, *([self.average] if self.average else []))
+        self.progress, self.meter = Progress(), Meter(accelerator)
+        accelerator.register_for_checkpointing(self.progress, self.meter, *([self.average] if self.average else []))
         self.steps_per_epoch = len(self.rows) // settings.batch_size
         self.total_steps = settings.max_steps or round(settings.epochs * self.steps_per_epoch)
 
     def resume(self) -> None:
-        """Load the newest whole checkpoint, if there is one."""
-        newest = self.folder.newest_checkpoint()
+        """Load the newest whole checkpoint, if there is one; the optimizer's settings are the recipe's.
+
+        Raises:
+            ValueError: it is of another model than the recipe's, or lies beyond the recipe's last step.
+        """
+        before, newest = self.folder.recorded(), self.folder.newest_checkpoint()
         if newest is not None:
-            self.accelerator.load_state(str(newest))
+            architecture, own = before["recipe"]["architecture"], self.recipe.architecture
+            if architecture != own:
+                raise ValueError(f"{self.folder.path} holds a run of {architecture}, which cannot go on as {own}.")
+            if before.get("vocabulary") != self.folder.facts["vocabulary"]:
+                raise ValueError(
+                    f"The recipe gives another vocabulary than that of the run in {self.folder.path}, whose words it "
+                    "would confuse: keep data and processor as they were, or give another output_dir."
+                )
+            try:
+                self.accelerator.load_state(str(newest))
+            except (RuntimeError, LookupError, ValueError, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"{newest} does not fit the recipe, whose model or training.ema_decay or training.mixed_precision "
+                    f"is another than the run's was: {reason:.500}"
+                ) from error
+            if self.progress.step > self.total_steps:
+                raise ValueError(f"{newest} lies beyond the last step of the recipe, {self.total_steps}.")
             self.accelerator.print(f"resumed at step {self.progress.step} from {newest}")
+        self.folder.resumed_at = self.progress.step
         self.folder.cut_log(self.progress.step)
 
     def run(self, stop: int) -> None:
-        """Steps up to `stop`, with logs, evaluations and checkpoints at their intervals."""
+        """Steps up to `stop`, with logs, evaluations and checkpoints at their intervals and at the end."""
         settings, start = self.recipe.training, self.progress.step
-        meter, batches = Meter(self.accelerator), self.batches(start, stop)
+        batches = self.batches(start, stop)
         bar = tqdm(total=stop, initial=start, unit="step", disable=not self.accelerator.is_main_process)
+        self.meter.go_on()
         for step in range(start, stop):
             pieces = [next(batches) for _ in range(settings.accumulation)]
-            meter.add(self.step(step, pieces))
+            self.meter.add(self.step(step, pieces))
             self.progress.step = step + 1
             bar.update()
-            ends = {
-                name: (step + 1 == stop or every > 0 and (step + 1) % every == 0)
-                for name, every in (
-                    ("log", settings.log_every),
-                    ("evaluate", settings.evaluate_every),
-                    ("save", settings.save_every),
-                )
-            }
-            if not any(ends.values()):
+            due = self.due(step + 1)
+            if not due and step + 1 < stop:
                 continue
-            self.progress.seconds += meter.pause()
-            if ends["log"]:
-                bar.set_postfix(self.log(meter))
-            if ends["evaluate"]:
+            self.progress.seconds += self.meter.pause()
+            if "log" in due:
+                bar.set_postfix(self.log())
+            if "evaluate" in due or "save" in due or step + 1 == stop:
+                self.check_finite()
+            if "evaluate" in due:
                 self.evaluate()
-            if ends["save"]:
+            if "save" in due or step + 1 == stop:
+                self.meter.settle()
                 self.folder.save_checkpoint(step + 1)
-            meter.go_on()
+            if step + 1 == stop:
+                self.end_early(due)
+            self.meter.go_on()
         bar.close()
         self.folder.save_model("last", *self.saveable())
+
+    def due(self, step: int) -> set[str]:
+        """What is to be done after `step` steps in a run that nothing ends early."""
+        settings = self.recipe.training
+        intervals = {"log": settings.log_every, "evaluate": settings.evaluate_every, "save": settings.save_every}
+        return {name for name, every in intervals.items() if step == self.total_steps or every and step % every == 0}
+
+    def end_early(self, due: set[str]) -> None:
+        """Log and evaluate at a step where a run that goes on would not; a resumed one forgets it (`cut_log`)."""
+        if "log" not in due:
+            self.log(early_end=True)
+        if "evaluate" not in due:
+            self.evaluate(early_end=True)
+
+    def check_finite(self) -> None:
+        """Weights that are not finite are never saved.
+
+        Raises:
+            ValueError: some are not.
+        """
+        modules = [self.model, *([self.average.model] if self.average else [])]
+        good = [_local(p).isfinite().all() for module in modules for p in module.parameters()]
+        # a buffer may hold -inf, as a causal mask does
+        good += [~_local(b).isnan().any() for module in modules for b in module.buffers()]
+        bad = self.accelerator.reduce((~torch.stack(good)).sum().to(torch.float32), "sum").item()
+        if bad:
+            steps = self.folder.steps()
+            newest = f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            raise ValueError(
+                f"At step {self.progress.step} the weights are not finite any more, so they were not saved; {newest}. "
+                "Lower optimizer.learning_rate, or clip the gradient by training.clip_norm."
+            )
 
     def batches(self, start: int, stop: int):
         """An iterator over this process's batches of steps [start, stop)."""
@@ -196,20 +262,27 @@ class Training:
             batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         return batch
 
-    def log(self, meter: "Meter") -> dict[str, str]:
-        """One line of log.jsonl, the trackers' values, and what the bar shows."""
-        values = meter.summary()
-        if not torch.tensor(values["loss"]).isfinite():
-            raise RuntimeError(f"The loss is {values['loss']} at step {self.progress.step}; lower the learning rate.")
+    def log(self, early_end: bool = False) -> dict[str, str]:
+        """One line of log.jsonl, the trackers' values, and what the bar shows.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        values = self.meter.summary()
+        if not math.isfinite(values["loss"]):
+            raise ValueError(f"The loss is {values['loss']} at step {self.progress.step}; lower the learning rate.")
         values["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
         step = self.progress.step
         line = {"step": step, "epoch": step / self.steps_per_epoch, **values, "seconds": self.progress.seconds}
-        self.folder.log(line)
+        self.folder.log(line | _EARLY if early_end else line)
         self.accelerator.log({f"train/{name}": value for name, value in line.items() if name != "step"}, step=step)
         return {"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.1f}"}
 
-    def evaluate(self) -> None:
-        """Metrics on the validation split; the best model so far, by mIoU, is kept in best/."""
+    def evaluate(self, early_end: bool = False) -> None:
+        """Metrics on the validation split; the best model so far, by mIoU, is kept in best/.
+
+        At an early end, where a run that goes on would not look, only a run without any best model gets one.
+        """
         settings, step = self.recipe.evaluation, self.progress.step
         model, processor, state = self.saveable()
         if self.average:  # batch statistics differ between processes: those of the first are saved
@@ -225,10 +298,11 @@ class Training:
             channels_last=self.recipe.training.channels_last,
         ).compute(settings.protocol)
         self.progress.metrics = metrics
-        self.folder.log({"step": step, "evaluation": metrics, "seconds": self.progress.seconds})
+        line = {"step": step, "evaluation": metrics, "seconds": self.progress.seconds}
+        self.folder.log(line | _EARLY if early_end else line)
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
         tqdm.write(f"step {step}: mIoU {metrics['mIoU']:.4f}, oIoU {metrics['oIoU']:.4f}", file=sys.stderr)
-        if metrics["mIoU"] > self.progress.best:
+        if metrics["mIoU"] > self.progress.best and not (early_end and self.progress.best >= 0):
             self.progress.best = metrics["mIoU"]
             self.folder.save_model("best", model, processor, state)
 
@@ -237,6 +311,17 @@ class Training:
         if self.average:
             return self.average.model, self.processor, self.average.model.state_dict()
         return self.module, self.processor, self.accelerator.get_state_dict(self.model)
+
+
+def _size(rows) -> dict[str, int]:
+    """What of a data set is read, for run.json and the card."""
+    counts = expression_counts(rows)
+    return {"images": sum(count > 0 for count in counts), "expressions": sum(counts)}
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that is sharded."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 class Meter:
@@ -252,6 +337,26 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0) + value
         self.steps += 1
 
+    def settle(self) -> None:
+        """Let every process hold the means of all: a checkpoint has one meter, and a run that goes on from it logs the
+        same as one that was not interrupted, bit for bit."""
+        if self.sums:
+            self.sums = self._means()
+
+    def _means(self) -> dict[str, torch.Tensor]:
+        """Of the sums, over processes."""
+        sums = torch.stack([value.to(self.accelerator.device, torch.float32) for value in self.sums.values()])
+        return dict(zip(self.sums, self.accelerator.reduce(sums, "mean").unbind()))
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {"sums": sums, "steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.accelerator.device
+        self.sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+        self.steps, self.seconds = state["steps"], state["seconds"]
+
     def pause(self) -> float:
         """Stop the clock; returns the seconds since it was last started."""
         passed = time.perf_counter() - self.since
@@ -263,9 +368,7 @@ class Meter:
 
     def summary(self) -> dict[str, float]:
         """Means over steps and processes; resets."""
-        names = list(self.sums)
-        sums = torch.stack([self.sums[name].to(self.accelerator.device) for name in names])
-        values = dict(zip(names, self.accelerator.reduce(sums, "mean").tolist()))
+        values = {name: value.item() for name, value in self._means().items()}
         processes = self.accelerator.num_processes
         images, expressions = (values.pop(name) * processes for name in ("images", "expressions"))
         means = {name: value / self.steps for name, value in values.items()}

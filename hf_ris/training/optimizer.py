@@ -63,13 +63,14 @@ def freeze(model: nn.Module, recipe: OptimizerRecipe) -> list[nn.Module]:
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     """One group per learning rate and weight decay, of the parameters that `freeze` left trainable."""
     settings = settings_of_parameters(dict(model.named_parameters()), recipe.rules, recipe.weight_decay)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((settings[name].lr_scale, settings[name].weight_decay), []).append(parameter)
+            groups.setdefault((settings[name].lr_scale, settings[name].weight_decay), {})[name] = parameter
     return [
         {
-            "params": parameters,
+            "params": list(parameters.values()),
+            "names": list(parameters),
             "lr": recipe.learning_rate * lr_scale,
             "initial_lr": recipe.learning_rate * lr_scale,
             "weight_decay": weight_decay,
@@ -79,9 +80,34 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
 
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer. A state loaded into it brings the moments, never the settings: these are the recipe's."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.name]
     # fused: one pass over memory on CPUs too, where torch would otherwise run a dozen small operations per tensor
-    return kind(parameter_groups(model, recipe), betas=tuple(recipe.betas), fused=True)
+    optimizer = kind(parameter_groups(model, recipe), betas=tuple(recipe.betas), fused=True)
+    optimizer.register_load_state_dict_pre_hook(_moments_only)
+    return optimizer
+
+
+def _moments_only(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved state with the groups and settings of `optimizer`, and each parameter's moments found by its name.
+
+    A parameter that was not trained before starts without any.
+    """
+    saved = {name: number for group in state["param_groups"] for name, number in zip(_names(group), group["params"])}
+    groups, moments, number = [], {}, 0
+    for group in optimizer.param_groups:
+        ids = range(number, number + len(group["names"]))
+        groups.append({**group, "params": list(ids)})
+        for number_of, name in zip(ids, group["names"]):
+            if saved.get(name) in state["state"]:
+                moments[number_of] = state["state"][saved[name]]
+        number += len(ids)
+    return {**state, "state": moments, "param_groups": groups}
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    """Of a saved group's parameters: sharded training saves them by name instead of by number."""
+    return group["params"] if group["params"] and isinstance(group["params"][0], str) else group["names"]
 
 
 def learning_rate_factor(schedule: ScheduleRecipe, step: int, total_steps: int, steps_per_epoch: int) -> float:
