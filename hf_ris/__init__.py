@@ -27,7 +27,11 @@ ARCHITECTURES: dict[str, str] = {
     "vlt": "Vlt",
     "mpg_lqgnet": "MpgLqgnet",
     "vatex": "Vatex",
+    "clipseg_ris": "Clipseg",
 }
+
+# What people type where a model type is asked for: transformers has models of type `clipseg` itself.
+ALIASES = {"clipseg": "clipseg_ris"}
 
 
 def _register() -> None:

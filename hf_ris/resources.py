@@ -5,6 +5,8 @@ A recipe is named `lavt/refcoco`, a launch config of accelerate `fsdp`, or eithe
 
 from pathlib import Path
 
+from . import ALIASES
+
 
 _PACKAGE = Path(__file__).resolve().parent
 # pyproject.toml puts the folders on the right into the wheel under the names on the left
@@ -33,9 +35,11 @@ def recipe_path(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     names = recipe_names()
-    if str(name_or_path) not in names:
+    architecture, slash, data = str(name_or_path).partition("/")
+    name = ALIASES.get(architecture, architecture) + slash + data
+    if name not in names:
         raise ValueError(f"There is no recipe {name_or_path}: give the path of a file, or one of {', '.join(names)}.")
-    return folder("recipes") / f"{name_or_path}.yaml"
+    return folder("recipes") / f"{name}.yaml"
 
 
 def model_card_template(architecture: str) -> Path:

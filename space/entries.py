@@ -14,7 +14,11 @@ from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
 SCENES_NOTE = "trained on RefScenes: drawn scenes, not photographs"
 BASELINE_NOTE = "zero-shot baseline; its weights come from the Hub when it is first used"
 
-_MIXED_CASE = {"mpg_lqgnet": "MPG-LQGNet", "segvlm": "SegVLM"}  # the others are written in capitals
+_MIXED_CASE = {
+    "mpg_lqgnet": "MPG-LQGNet",
+    "segvlm": "SegVLM",
+    "clipseg_ris": "CLIPSeg",
+}  # the others are written in capitals
 
 
 @dataclass(frozen=True)

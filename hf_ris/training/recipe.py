@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from hf_ris import ALIASES
 from hf_ris.resources import recipe_path
 
 
@@ -180,6 +181,7 @@ class Recipe:
     tracking: TrackingRecipe = field(default_factory=TrackingRecipe)
 
     def __post_init__(self):
+        self.architecture = ALIASES.get(self.architecture, self.architecture)
         training = self.training
         if (training.epochs is None) == (training.max_steps is None):
             raise ValueError("training takes either epochs or max_steps; give exactly one (the other is null).")
