@@ -6,7 +6,9 @@ import importlib
 _MODULES = {
     "schema": ["FEATURES", "encode_mask", "decode_mask", "union_mask", "union_rle", "target_rle", "expression_mask"]
     + ["check_rle", "validate_row"],
+    "video_schema": ["VIDEO_FEATURES", "Frames", "frames_of", "is_video_data", "lazy_frames", "validate_video"],
     "refscenes.scenes": ["RefScenes", "load_refscenes"],
+    "refscenes.moving": ["MovingScenes", "load_moving_scenes"],
     "jsonl": ["load_jsonl_folder"],
     "ground_truth": ["PREPARED_FEATURES", "annotation_masks", "change_ground_truth", "target_parts"],
     "preparation.published": ["PUBLISHED"],
@@ -15,6 +17,7 @@ _MODULES = {
     "loading": ["load", "load_split", "split_by_rank", "check_columns"],
     "transforms": ["sample_expressions", "horizontal_flip", "color_jitter", "TrainingRows", "EvaluationRows"],
     "collator": ["RisCollator"],
+    "videos": ["VideoCollator", "VideoTrainingRows"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_MODULE_OF)

@@ -37,7 +37,7 @@ class RisCollator:
         targets = [[tuple(sorted(said["object_indices"])) for said in row["expressions"]] for row in rows]
         masks = {"masks": [_masks(row, of) for row, of in zip(rows, targets, strict=True)]} if self.labels else {}
         batch = self.processor([row["image"] for row in rows], text=texts, return_tensors="pt", **masks)
-        batch["object_index"] = _object_index(targets)
+        batch["object_index"] = object_index(targets)
         if self.metadata:
             batch["metadata"] = [_metadata(row, expression) for row in rows for expression in row["expressions"]]
         return batch
@@ -52,7 +52,7 @@ def _masks(row: dict[str, Any], targets: list[tuple[int, ...]]) -> list[np.ndarr
     return [decoded[target] for target in targets]
 
 
-def _object_index(targets: list[list[tuple[int, ...]]]) -> torch.Tensor:
+def object_index(targets: list[list[tuple[int, ...]]]) -> torch.Tensor:
     numbers: dict[Any, int] = {}
     index = []
     for image, of_image in enumerate(targets):

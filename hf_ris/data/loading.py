@@ -10,8 +10,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.distributed import split_dataset_by_node
 
 from .jsonl import load_jsonl_folder
+from .refscenes.moving import NAME as MOVING
+from .refscenes.moving import load_moving_scenes
 from .refscenes.scenes import NAMES, SPLITS, load_refscenes
 from .schema import FEATURES
+from .video_schema import VIDEO_FEATURES, is_video_data, lazy_frames
 
 
 _REAL = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")
@@ -23,7 +26,7 @@ AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 _SHARD = re.compile(r"(?P<split>\w+?)(-\d{5}-of-\d{5}(-\w+)?)?\.parquet")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _WANTED = (
-    f"give a RefScenes name ({', '.join(NAMES)}), a folder made by save_to_disk or with Parquet shards "
+    f"give a RefScenes name ({', '.join((*NAMES, MOVING))}), a folder made by save_to_disk or with Parquet shards "
     "(train-00000-of-00001.parquet), a folder of images with JSONL files (train.jsonl), or a Hub id (user/name)"
 )
 
@@ -41,7 +44,11 @@ def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool 
     Raises ValueError with one sentence when the thing is not there or not of the schema.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if name in NAMES:
+    if name == MOVING:
+        splits = SPLITS if split is None else [split]
+        parts = {part: load_moving_scenes(part, **kwargs) for part in splits}
+        loaded = DatasetDict(parts) if split is None else parts[split]
+    elif name in NAMES:
         loaded = _load_refscenes(name, split, **kwargs)
     elif path.exists():
         if kwargs:
@@ -66,15 +73,16 @@ def check_columns(dataset: Dataset | IterableDataset, name: str = "the data set"
     features = dataset.features
     if features is None:
         raise ValueError(f"{name} does not declare its columns; it needs {', '.join(FEATURES)} (hf_ris.data.FEATURES)")
-    missing = [column for column in FEATURES if column not in features]
+    needed = VIDEO_FEATURES if is_video_data(dataset) else FEATURES
+    missing = [column for column in needed if column not in features]
     if missing:
         raise ValueError(
             f"{name} lacks {', '.join(missing)}: it has {', '.join(features)}, but a row of referring segmentation has "
-            f"{', '.join(FEATURES)} (hf_ris.data.FEATURES)"
+            f"{', '.join(needed)} (hf_ris.data.{'VIDEO_' * is_video_data(dataset)}FEATURES)"
         )
-    wrong = [column for column, feature in FEATURES.items() if features[column] != feature]
+    wrong = [column for column, feature in needed.items() if features[column] != feature]
     if wrong:
-        raise ValueError(f"{name} has {wrong[0]} as {features[wrong[0]]}, but it must be {FEATURES[wrong[0]]}")
+        raise ValueError(f"{name} has {wrong[0]} as {features[wrong[0]]}, but it must be {needed[wrong[0]]}")
 
 
 def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int) -> Dataset | IterableDataset:
@@ -89,12 +97,18 @@ def split_by_rank(dataset: Dataset | IterableDataset, rank: int, world_size: int
 
 
 def load_split(name: str, split: str, size: int | None = None, image_size: int | None = None) -> Dataset:
-    """The first `size` rows of a split (None: all); `image_size` is for RefScenes, which draws at any."""
-    if name in NAMES:
-        return load(name, split, size=size, **({} if image_size is None else {"image_size": image_size}))
+    """The first `size` rows of a split (None: all); `image_size` is for RefScenes, which draws at any.
+
+    The frames of videos stay as they are stored (`video_schema.frames_of` decodes those that are wanted).
+    """
+    if name in (*NAMES, MOVING):
+        rows = load(name, split, size=size, **({} if image_size is None else {"image_size": image_size}))
+        return lazy_frames(rows) if is_video_data(rows) else rows
     if image_size is not None:
-        raise ValueError(f"data.image_size is for RefScenes ({', '.join(NAMES)}); {name} has its own images.")
+        known = ", ".join((*NAMES, MOVING))
+        raise ValueError(f"data.image_size is for RefScenes ({known}); {name} has its own images.")
     rows = load(name, split)
+    rows = lazy_frames(rows) if is_video_data(rows) else rows
     return rows if size is None else rows.select(range(min(size, len(rows))))
 
 

@@ -69,7 +69,7 @@ def _patch(rng: Stream, size: int, kinds: tuple[int, ...] = tuple(range(8))) -> 
     return field[y : y + size, x : x + size]
 
 
-def _background(rng: Stream, size: int) -> np.ndarray:
+def background(rng: Stream, size: int) -> np.ndarray:
     """A muted picture to put the objects on: float32 (size, size, 3).
 
     Painted as one byte per pixel, layer * 64 + shade, and coloured by a palette with a gradient per layer.
@@ -120,7 +120,7 @@ def _background(rng: Stream, size: int) -> np.ndarray:
     return palette.reshape(-1, 3).astype(np.float32)[level]
 
 
-def _draw(canvas: np.ndarray, items: list[Item], owner: np.ndarray) -> None:
+def draw(canvas: np.ndarray, items: list[Item], owner: np.ndarray) -> None:
     """Paint shadows, then objects in order, into canvas float32 (S, S, 3); owner uint8 (S, S) gets k + 1 for object k.
 
     Sums stay below 2**24, so float32 holds them exactly and no order of summation changes them.
@@ -160,7 +160,7 @@ def _overlap(size: int, shape: tuple[int, int], top: int, left: int) -> tuple[tu
     return (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
 
 
-def _encode(owner: np.ndarray, count: int) -> list[dict[str, Any]]:
+def encode_owners(owner: np.ndarray, count: int) -> list[dict[str, Any]]:
     planes = owner[:, :, None] == np.arange(1, count + 1, dtype=np.uint8)
     return coco_mask.encode(np.asfortranarray(planes, dtype=np.uint8))
 
@@ -208,17 +208,17 @@ class RefScenes:
         compositional = self.split == "test_compositional"
         key = (VERSION, self.family, self.split, index)
         items, plan = lay_out(Stream(*key, "layout"), compositional, twins=16 if self.family == "phrases" else 5)
-        encoded = _encode(plan, len(items))
+        encoded = encode_owners(plan, len(items))
         boxes = coco_mask.toBbox(encoded).tolist()
         seen = _look(items, plan, boxes)
         allowed = sum(1 << k for k, item in enumerate(items) if is_held_out(item.look) or not compositional)
         said = expressions(seen, self.name, allowed, Stream(*key, self.name))
 
         size = self.image_size
-        canvas, owner = _background(Stream(*key, "background"), size), np.zeros((size, size), np.uint8)
-        _draw(canvas, items, owner)
+        canvas, owner = background(Stream(*key, "background"), size), np.zeros((size, size), np.uint8)
+        draw(canvas, items, owner)
         if size != FIELD:
-            encoded = _encode(owner, len(items))
+            encoded = encode_owners(owner, len(items))
             boxes = coco_mask.toBbox(encoded).tolist()
         image_id = list(SPLITS).index(self.split) * 10_000_000 + index
         return {

@@ -1,0 +1,96 @@
+"""Rows of videos on their way to training: which frames and expressions are taken, and the batch made of them."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from .collator import object_index
+from .transforms import expression_counts, sample_expressions, sample_triplet
+from .video_schema import annotated_frames, expression_masks, frames_of
+
+
+class VideoTrainingRows(torch.utils.data.Dataset):
+    """The videos that have expressions, each with some of its expressions and of its annotated frames, by key
+    `(epoch, index)`; all that is random follows from (seed, epoch, index).
+
+    Args:
+        dataset: of the video schema, its frames as stored (`lazy_frames`).
+        max_expressions: at most so many of a video; None takes all.
+        clip_frames: so many frames are drawn from all annotated ones, with replacement, and sorted, as VATEX does; None
+            takes all of them.
+        triplets: as of `TrainingRows`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | Sequence[dict[str, Any]],
+        max_expressions: int | None = None,
+        clip_frames: int | None = None,
+        seed: int = 0,
+        triplets: bool = False,
+    ):
+        self.dataset, self.max_expressions, self.clip_frames = dataset, max_expressions, clip_frames
+        self.seed, self.triplets = seed, triplets
+        self.positions = np.flatnonzero(expression_counts(dataset))
+        if len(self.positions) == 0:
+            raise ValueError("no video of the data set has an expression")
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """A row with `clip`, the chosen frames' numbers."""
+        epoch, index = key
+        rng = random.Random(f"{self.seed} {epoch} {index}")
+        row = self.dataset[int(self.positions[index])]
+        if self.triplets:
+            row = sample_triplet(row, self.max_expressions or 3, rng)
+        elif self.max_expressions is not None:
+            row = sample_expressions(row, self.max_expressions, rng)
+        chosen = annotated_frames(row)
+        if self.clip_frames is not None:
+            chosen = sorted(rng.choices(chosen, k=self.clip_frames))
+        return {**row, "clip": chosen}
+
+
+class VideoCollator:
+    """Rows -> what `processor` makes of their clips and expressions, plus `object_index` (as `RisCollator`).
+
+    A row's `clip` says which frames are taken; without it, all. An object that is not annotated in one of them counts
+    as not seen there.
+
+    Args:
+        processor: called as `processor(videos, text=[[...]], masks=[[...]])`, parallel to videos.
+        labels: give the processor the target masks, bool (T, height, width) each.
+    """
+
+    def __init__(self, processor: Callable[..., Any], labels: bool = True):
+        self.processor, self.labels = processor, labels
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Any:
+        rows = [row for row in rows if row["expressions"]]
+        if not rows:
+            raise ValueError("the batch has no expression: leave out videos without any, or make the batch larger")
+        clips = [row.get("clip", range(len(row["frame_names"]))) for row in rows]
+        videos = [[frames_of(row)[frame] for frame in clip] for row, clip in zip(rows, clips)]
+        texts = [[said["text"] for said in row["expressions"]] for row in rows]
+        masks = {}
+        if self.labels:
+            masks["masks"] = [
+                [_stacked(row, said, clip) for said in row["expressions"]] for row, clip in zip(rows, clips)
+            ]
+        batch = self.processor(videos, text=texts, return_tensors="pt", **masks)
+        batch["object_index"] = object_index(
+            [[tuple(sorted(said["object_indices"])) for said in row["expressions"]] for row in rows]
+        )
+        return batch
+
+
+def _stacked(row: dict[str, Any], said: dict[str, Any], clip: Sequence[int]) -> np.ndarray:
+    """Bool (T, height, width)."""
+    nothing = np.zeros((row["height"], row["width"]), bool)
+    return np.stack([nothing if mask is None else mask for mask in expression_masks(row, said, clip)])
