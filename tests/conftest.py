@@ -16,7 +16,7 @@ from hf_ris.data.refscenes.scenes import VOCABULARY  # noqa: E402
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer  # noqa: E402
 
 
-def build_tiny(name: str):
+def build_tiny(name: str, *overrides: str):
     """The model and processor of an architecture's `refscenes` recipe, seeded and untrained, in eval mode."""
     from transformers import AutoModelForImageSegmentation
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -24,7 +24,7 @@ def build_tiny(name: str):
     from hf_ris.training.build import build_config
     from hf_ris.training.recipe import load_recipe
 
-    recipe = load_recipe(ROOT / "train" / "recipes" / name / "refscenes.yaml")
+    recipe = load_recipe(ROOT / "train" / "recipes" / name / "refscenes.yaml", overrides)
     tokenizer = (wordpiece_tokenizer if recipe.processor.tokenizer == "wordpiece" else word_tokenizer)(VOCABULARY)
     torch.manual_seed(0)
     config = build_config(recipe, len(tokenizer))

@@ -206,7 +206,7 @@ def test_gate_feeds_only_the_next_stage():
 
     def fused():
         with torch.no_grad():
-            visual = model.encode_image(inputs["pixel_values"]).index_select(0, inputs["image_index"])
+            visual = model.encode_image(inputs["pixel_values"])[0].index_select(0, inputs["image_index"])
             words = model.encode_text(inputs["input_ids"], inputs["attention_mask"])
             return model.fuse(visual, words, inputs["attention_mask"])
 

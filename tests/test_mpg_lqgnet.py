@@ -147,7 +147,7 @@ def test_queries_of_the_right_stages_reach_the_generator(stages):
     assert queries.shape == (3, len(stages), 32)
     torch.testing.assert_close(queries, everything[:, [stage - 1 for stage in stages]])
     with torch.no_grad():
-        visual = full.encode_image(inputs["pixel_values"]).index_select(0, inputs["image_index"])
+        visual = full.encode_image(inputs["pixel_values"])[0].index_select(0, inputs["image_index"])
         words = full.encode_text(inputs["input_ids"], inputs["attention_mask"])
         _, in_order = full.fuse(visual, words, inputs["attention_mask"])
     assert not torch.allclose(in_order[0], in_order[1])
@@ -333,7 +333,7 @@ def test_gates_feed_only_the_next_stages():
 
     def fused():
         with torch.no_grad():
-            visual = model.encode_image(inputs["pixel_values"]).index_select(0, inputs["image_index"])
+            visual = model.encode_image(inputs["pixel_values"])[0].index_select(0, inputs["image_index"])
             words = model.encode_text(inputs["input_ids"], inputs["attention_mask"])
             return model.fuse(visual, words, inputs["attention_mask"])[0]
 
@@ -513,7 +513,7 @@ def test_gates_without_batch_statistics_leave_expressions_alone_in_training_too(
 
     def passed(count):
         with torch.no_grad():
-            visual = model.encode_image(inputs["pixel_values"]).index_select(0, inputs["image_index"])[:count]
+            visual = model.encode_image(inputs["pixel_values"])[0].index_select(0, inputs["image_index"])[:count]
             words = model.encode_text(inputs["input_ids"], inputs["attention_mask"])[:count]
             return model.fuse(visual, words, inputs["attention_mask"][:count])[0][3]
 

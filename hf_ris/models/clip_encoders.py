@@ -86,15 +86,19 @@ class ClipResNet(Encoder):
         self.backbone.attnpool.__class__ = PositionKeepingAttentionPool  # same state, other forward
         self.backbone.attnpool.keeps_mean_token = keeps_mean_token
         width = settings["vision_cfg"]["width"]
-        self.channels = [8 * width, 16 * width, 32 * width]
+        self.channels, self.finer_channels = [8 * width, 16 * width, 32 * width], [4 * width]
         self.output_dim = settings["embed_dim"]
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) -> C3, C4, C5: (B, channels[i], H / strides[i], W / strides[i])."""
-        x = self._run(self.backbone.layer1, self._run(self.backbone.stem, pixel_values))
-        c3 = self._run(self.backbone.layer2, x)
+        return self.pyramid(pixel_values)[1]
+
+    def pyramid(self, pixel_values: Tensor) -> tuple[list[Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """(B, 3, H, W) -> [C2] at stride 4, and C3, C4, C5."""
+        c2 = self._run(self.backbone.layer1, self._run(self.backbone.stem, pixel_values))
+        c3 = self._run(self.backbone.layer2, c2)
         c4 = self._run(self.backbone.layer3, c3)
-        return c3, c4, self._run(self.backbone.layer4, c4)
+        return [c2], (c3, c4, self._run(self.backbone.layer4, c4))
 
     def pool(self, c5: Tensor) -> tuple[Tensor, Tensor | None]:
         """C5 (B, channels[2], h, w) -> (B, E, h, w), and the mean token (B, E) if it is kept, else None."""

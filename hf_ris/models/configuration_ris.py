@@ -1,7 +1,7 @@
 """What every referring-segmentation configuration shares: strict fields, no silent extras, nested encoder configs."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -118,14 +118,22 @@ class RisConfig(StrictConfig):
     Args:
         image_size: side in pixels of the squashed or letterboxed input, or its short side.
         max_text_length: tokens kept of an expression, special tokens included.
+        refinement: stride in pixels of the input, 4, 2 or 1, to which the logits are enlarged with the vision encoder's
+            finer maps and the pixels (`refinement.py`); None leaves them as the paper has them.
+        refinement_dim: channels inside of it.
+        loss_size: the mask's loss is taken at the size of the "logits", or at the "full" size of the labels on logits
+            that are enlarged to it. The processor then enlarges logits too, and not probabilities.
     """
 
     image_size: int = 480
     max_text_length: int = 20
+    refinement: Literal[1, 2, 4] | None = None
+    refinement_dim: int = 16
+    loss_size: Literal["logits", "full"] = "logits"
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("image_size", "max_text_length"):
+        for name in ("image_size", "max_text_length", "refinement_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
 

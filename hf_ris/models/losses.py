@@ -86,6 +86,15 @@ def point_sample(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, 2 * points[:, :, None].to(maps.dtype) - 1, align_corners=False)[..., 0]
 
 
+def pixel_centres(maps: Tensor) -> Tensor:
+    """The points (N, h w, 2) = x, y in [0, 1] of the pixels of maps (N, K, h, w), row by row."""
+    height, width = maps.shape[-2:]
+    y = (torch.arange(height, device=maps.device) + 0.5) / height
+    x = (torch.arange(width, device=maps.device) + 0.5) / width
+    points = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)
+    return points.flatten(0, 1).expand(len(maps), -1, -1)
+
+
 def uncertain_points(
     logits: Tensor, count: int, extent: Tensor | None = None, oversample: float = 3.0, importance: float = 0.75
 ) -> Tensor:

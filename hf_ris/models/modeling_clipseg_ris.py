@@ -29,7 +29,7 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder, CLIPSegModel
 
 from .configuration_clipseg_ris import ClipsegConfig
-from .losses import binary_cross_entropy, resize_labels
+from .losses import binary_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
 
 
@@ -51,6 +51,7 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
             # transformers draws these with standard deviation 1, from which nothing learns; torch knows them better
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) or module in self._projections():
                 module.reset_parameters()
+        self.refinement = self.build_refinement([])  # a vision transformer has no finer maps
         last = config.extract_layers[-1]
         unused = "|".join(map(str, range(last + 1, config.vision_config.num_hidden_layers))) or "none"
         self._keys_without_gradient = [
@@ -66,7 +67,7 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
     def of(cls, network: CLIPSegForImageSegmentation, **overrides) -> "ClipsegForReferringSegmentation":
         """A transformers CLIPSeg as one of ours, with copies of its weights; `overrides` as `ClipsegConfig.of`."""
         model = cls(ClipsegConfig.of(network.config, **overrides))
-        model.load_state_dict(network.state_dict())
+        model._load_published(network)
         return model
 
     def load_pretrained_encoders(self) -> None:
@@ -88,7 +89,12 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
                 "build the model from its config alone, which needs no download."
             ) from error
         self._check(network.config.to_dict(), source)
-        self.load_state_dict(network.state_dict())
+        self._load_published(network)
+
+    def _load_published(self, network: CLIPSegForImageSegmentation) -> None:
+        """All but the refinement, which nobody has published."""
+        own = {name: value for name, value in self.state_dict().items() if name.startswith("refinement.")}
+        self.load_state_dict(own | network.state_dict())
 
     def _check(self, theirs: dict, source: str) -> None:
         """Raise ValueError where the config shapes other modules than a transformers config, given as dict."""
@@ -122,7 +128,8 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
             x = layer(x, None)
             if index in layers:
                 extracted.append(x)
-        return tuple(reduce(level) for reduce, level in zip(self.decoder.reduces, reversed(extracted)))
+        levels = tuple(reduce(level) for reduce, level in zip(self.decoder.reduces, reversed(extracted)))
+        return self.with_refinement(levels, pixel_values, [])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and 0/1 mask -> the end token's projected state (N, projection_dim)."""
@@ -162,7 +169,7 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1]; nearest-resized to the logits.
 
         Returns:
-            `RisOutput` with logits (N, H, W), and with labels `loss` and `losses`.
+            `RisOutput` with logits (N, H, W), or at the refinement's stride, and with labels `loss` and `losses`.
 
         Raises:
             ValueError: a pixel_mask, or sizes or an image_index that do not fit.
@@ -170,13 +177,14 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError(f"{type(self).__name__} takes no pixel_mask: its images are squashed.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        levels = tuple(level.index_select(0, image_index) for level in self.encode_image(pixel_values))
+        image, fine = self.split_refinement(self.encode_image(pixel_values))
+        levels = tuple(level.index_select(0, image_index) for level in image)
         patch = self.config.vision_config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        output = RisOutput(logits=self.decode(levels, self.encode_text(input_ids, attention_mask), grid))
+        logits = self.decode(levels, self.encode_text(input_ids, attention_mask), grid)
+        output = RisOutput(logits=self.refine(logits, fine, image_index))
         if labels is not None:
-            labels = resize_labels(labels, output.logits.shape[-2:], mode="nearest")
-            output.loss = binary_cross_entropy(output.logits, labels)
+            output.loss = binary_cross_entropy(*self.at_loss_size(output.logits, labels, mode="nearest"))
             output.losses = {"cross_entropy": output.loss}
         return output
 

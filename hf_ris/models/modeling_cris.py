@@ -43,7 +43,7 @@ from .attention import MultiHeadAttention
 from .clip_encoders import ClipResNet, ClipTextEncoder, load_clip_weights
 from .configuration_cris import CrisConfig
 from .convolutions import ConvNorm, ConvNormReLU, upsample
-from .losses import binary_cross_entropy, resize_labels
+from .losses import binary_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import plane_positions, sequence_positions
 
@@ -212,6 +212,7 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         self.neck = CrossModalNeck(config, [c3, c4, joint], joint)
         self.decoder = VisionLanguageDecoder(config) if config.decoder_layers else None
         self.projector = self.projector_class(config, joint)
+        self.refinement = self.build_refinement([*self.vision_encoder.finer_channels, c3])
         self.query_generator = None
         if config.aligner:
             dim, side = config.neck_dims[1], config.image_size // 16
@@ -232,7 +233,7 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on text: (B, 3, H, W) -> the neck's projections of C3, C4 and C5.
 
-        With the aligner, the image's half of the queries comes behind them.
+        With the aligner, the image's half of the queries comes behind them, then the refinement's if there is one.
 
         Raises:
             ValueError: sides that are no multiples of 32, or with the aligner not the config's image_size.
@@ -240,11 +241,13 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"CRIS takes images whose sides are multiples of 32, got {height}x{width}.")
-        c3, c4, c5 = self.vision_encoder(pixel_values)
+        finer, (c3, c4, c5) = self.vision_encoder.pyramid(pixel_values)
         pooled, _ = self.vision_encoder.pool(c5)
         levels = [c3, c4, F.relu(pooled + self.connect(c5))]
         visual = self.neck.project(*levels)
-        return visual if self.query_generator is None else (*visual, self.query_generator.project(levels))
+        if self.query_generator is not None:
+            visual = *visual, self.query_generator.project(levels)
+        return self.with_refinement(visual, pixel_values, [*finer, c3])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask -> words (N, L, D) and sentences (N, E)."""
@@ -271,7 +274,8 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1]; nearest-resized to the logits.
 
         Returns:
-            `RisOutput` with logits (N, H/4, W/4), and with labels `loss` and `losses`. With the aligner also
+            `RisOutput` with logits (N, H/4, W/4), or at the refinement's stride, and with labels `loss` and `losses`.
+            With the aligner also
             query_logits (N, N_q, H/4, W/4), None in training, and query_scores (N, N_q), which sum to 1.
 
         Raises:
@@ -280,7 +284,7 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError(f"{type(self).__name__} takes no pixel_mask: its images are letterboxed.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        visual = self.encode_image(pixel_values)
+        visual, fine = self.split_refinement(self.encode_image(pixel_values))
         words, sentence = self.encode_text(input_ids, attention_mask)
         x = self.neck(visual[:3], sentence, image_index)
         if self.decoder is not None:
@@ -294,13 +298,14 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
             queries = self.query_generator(visual[3].index_select(0, image_index), words, attention_mask)
             logits, masks, weights = self.projector.aligner(self.projector.pixels(x), queries)
             output = RisOutput(logits=logits, query_logits=masks, query_scores=weights)
+        output.logits = self.refine(output.logits, fine, image_index)
         if labels is not None:
             output.loss, output.losses = self.compute_losses(output.logits, labels)
         return output
 
     def compute_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, h, w), labels of any size -> the loss to train with, and its terms by name, unweighted."""
-        loss = binary_cross_entropy(logits, resize_labels(labels, logits.shape[-2:], mode="nearest"))
+        loss = binary_cross_entropy(*self.at_loss_size(logits, labels, mode="nearest"))
         return loss, {"cross_entropy": loss}
 
 

@@ -41,7 +41,7 @@ from .clip_encoders import ClipResNet, ClipTextEncoder, load_clip_weights
 from .configuration_eavl import EavlConfig
 from .convolutions import ConvNormReLU, upsample
 from .fusion_neck import FusionNeck
-from .losses import binary_cross_entropy, resize_labels
+from .losses import binary_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import sine_positions
 from .text_encoders import load_bert
@@ -108,7 +108,7 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
             channels = [*self.vision_encoder.channels[:2], joint]
             word_dim, sentence_dim, self.pooling = self.text_encoder.channels, joint, None
         else:
-            self.vision_encoder = build_vision_encoder(config.vision_config)
+            self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
             self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)
             stages, channels = list(config.vision_config.output_stages), self.vision_encoder.channels
             word_dim = sentence_dim = config.text_config.hidden_size
@@ -127,6 +127,7 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
             self.aligner = VisionLanguageAligner(dim, dim // 2, config.num_heads, config.use_query_estimator)
         else:
             self.mask = nn.Conv2d(dim // 2, 1, 3, padding=1)
+        self.refinement = self.build_refinement([*self.vision_encoder.finer_channels, channels[0]])
         if config.encoders == "clip" and not config.use_language_global:  # CLIP's sentence is not read
             self._keys_without_gradient = [r"^text_encoder\.tower\.text_projection$"]
         self.post_init()
@@ -150,11 +151,12 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: an image of another size than `config.image_size`.
         """
-        *levels, coarsest = self.vision_encoder(pixel_values)
+        finer, (*levels, coarsest) = self.vision_encoder.pyramid(pixel_values)
         pool = self.vision_encoder.pool if self.pooling is None else self.pooling
         pooled, image_vector = pool(coarsest)
         levels.append(pooled)
-        return self.query_generator.project(levels), image_vector, *self.neck.project(levels)
+        image = self.query_generator.project(levels), image_vector, *self.neck.project(levels)
+        return self.with_refinement(image, pixel_values, [*finer, levels[0]])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """(N, L) ids and 0/1 mask -> F_t (N, L, C), and F_tg (N, C), of `[CLS]` or CLIP's end token, if it is used."""
@@ -187,8 +189,9 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1] of any resolution.
 
         Returns:
-            `RisOutput`: logits (N, S/4, S/4); with the aligner query_logits (N, N_q, S/4, S/4), None in training, and
-            query_scores (N, N_q), which sum to 1; with labels also `loss` = `losses["cross_entropy"]`.
+            `RisOutput`: logits (N, S/4, S/4), or at the refinement's stride; with the aligner query_logits (N, N_q,
+            S/4, S/4), None in training, and query_scores (N, N_q), which sum to 1; with labels also `loss` =
+            `losses["cross_entropy"]`.
 
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
@@ -196,8 +199,8 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError("EAVL takes no pixel_mask: its images are squashed to one size, without padding.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        parts = [part.index_select(0, image_index) for part in self.encode_image(pixel_values)]
-        dense, image_vector, *visual = parts
+        image, fine = self.split_refinement(self.encode_image(pixel_values))
+        dense, image_vector, *visual = (part.index_select(0, image_index) for part in image)
         words, sentence = self.encode_text(input_ids, attention_mask)
         queries = self.query_generator(dense, words, attention_mask, image_vector)
         pixels = self.upsampler(self.decoder(self.neck(visual, sentence), queries))
@@ -206,9 +209,10 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
             logits = self.mask(pixels)[:, 0]
         else:
             logits, masks, scores = self.aligner(pixels, queries)
+        logits = self.refine(logits, fine, image_index)
         output = RisOutput(logits=logits, query_logits=masks, query_scores=scores)
         if labels is not None:
-            output.loss = binary_cross_entropy(logits, resize_labels(labels, logits.shape[-2:]))
+            output.loss = binary_cross_entropy(*self.at_loss_size(logits, labels))
             output.losses = {"cross_entropy": output.loss}
         return output
 

@@ -40,8 +40,9 @@ from .aligner import MultiQueryGenerator, VisionLanguageAligner, map_side
 from .clip_encoders import ClipTextEncoder, load_clip_weights
 from .configuration_lavt import LavtConfig
 from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
-from .losses import resize_labels, weighted_cross_entropy
+from .losses import weighted_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
+from .refinement import enlarge
 from .text_encoders import load_bert
 from .vision_encoders import build_vision_encoder
 
@@ -146,6 +147,7 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             dim, side = config.aligner_dim, map_side(config.image_size, self.vision_encoder.strides[2])
             self.query_generator = MultiQueryGenerator(widths[1:], 1, dim, side, text_dim, dim, config.aligner_queries)
             self.aligner = VisionLanguageAligner(dim, config.decoder_dim, heads=8)
+        self.refinement = self.build_refinement(widths[:1])
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
@@ -161,9 +163,10 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
         else:
             load_bert(self.text_encoder, self.config.text_pretrained)
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> V_1 (B, ceil(H/4), ceil(W/4), C_1): all that the expression does not touch."""
-        return self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> (V_1 (B, ceil(H/4), ceil(W/4), C_1),): all that the expression does not touch."""
+        visual = self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
+        return self.with_refinement((visual,), pixel_values, [visual.permute(0, 3, 1, 2)])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D), or CLIP's after its last norm."""
@@ -215,7 +218,8 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError("LAVT takes no pixel_mask: its images are squashed to one size, without padding.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        visual = self.encode_image(pixel_values).index_select(0, image_index)
+        (visual,), fine = self.split_refinement(self.encode_image(pixel_values))
+        visual = visual.index_select(0, image_index)
         words = self.encode_text(input_ids, attention_mask)
         maps = self.fuse(visual, words, attention_mask)
         scores = self.decoder(maps)
@@ -224,10 +228,14 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             queries = self.query_generator(self.query_generator.project(maps[1:]), words, attention_mask)
             foreground, masks, weights = self.aligner(scores, queries)
             scores = torch.stack([torch.zeros_like(foreground), foreground], 1)
-        scores = F.interpolate(scores, size=pixel_values.shape[-2:], mode="bilinear", align_corners=True)
+        if fine is None:
+            scores = F.interpolate(scores, size=pixel_values.shape[-2:], mode="bilinear", align_corners=True)
+        else:
+            foreground = self.refine(scores[:, 1] - scores[:, 0], fine, image_index)
+            scores = enlarge(torch.stack([torch.zeros_like(foreground), foreground], 1), pixel_values.shape[-2:])
         output = RisOutput(logits=scores[:, 1] - scores[:, 0], query_logits=masks, query_scores=weights)
         if labels is not None:
-            labels = resize_labels(labels, scores.shape[-2:], mode="nearest")
+            scores, labels = self.at_loss_size(scores, labels, mode="nearest")
             output.losses = {"cross_entropy": weighted_cross_entropy(scores, labels, self.config.loss_weights)}
             output.loss = output.losses["cross_entropy"]
         return output

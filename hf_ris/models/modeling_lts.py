@@ -229,7 +229,7 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
 
     def __init__(self, config: LtsConfig):
         super().__init__(config)
-        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
         self.text_encoder = BiGru(config.vocab_size, config.embedding_dim, config.hidden_size)
         text_channels = self.text_encoder.channels
         self.fusion = MultiModalFusion(config, self.vision_encoder.channels, text_channels)
@@ -243,15 +243,18 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
         self.segmentation = SegmentationModule(config, config.fusion_dim + located) if config.use_segmentation else None
         # neither localization nor segmentation (row "Fusion" of Table 2): the mask is read off F_m3
         self.mask = None if located or config.use_segmentation else nn.Conv2d(config.fusion_dim, 1, 1)
+        encoder = self.vision_encoder
+        self.refinement = self.build_refinement([*encoder.finer_channels, encoder.channels[0]])
         self.post_init()
 
     def load_pretrained_encoders(self) -> None:
         """Load the backbone's public weights. GloVe is a file of yours: `text_encoder.load_glove(path, tokenizer)`."""
         self.vision_encoder.load_pretrained()
 
-    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on text: (B, 3, H, W) -> g(F_vi W_vi) at H/32, H/16 and H/8 (Eq. 5, 7)."""
-        return self.fusion.project(self.vision_encoder(pixel_values))
+        finer, levels = self.vision_encoder.pyramid(pixel_values)
+        return self.with_refinement(self.fusion.project(levels), pixel_values, [*finer, levels[0]])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask -> h_t (N, L, 2 * hidden_size), zero on padding, and f_text (N, 2 * hidden_size)."""
@@ -278,12 +281,12 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1] of any resolution.
 
         Returns:
-            `RisOutput`: logits (N, H/4, W/4), or at H/8 without the segmentation module; prior_logits (N, n, H/8, W/8),
-            None without localization; with labels, loss (Eq. 13) and losses `segmentation` and, where it has a weight,
-            `location`.
+            `RisOutput`: logits (N, H/4, W/4), or at H/8 without the segmentation module, or at the refinement's stride;
+            prior_logits (N, n, H/8, W/8), None without localization; with labels, loss (Eq. 13) and losses
+            `segmentation` and, where it has a weight, `location`.
         """
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        visual = self.encode_image(pixel_values)
+        visual, fine = self.split_refinement(self.encode_image(pixel_values))
         words, sentence = self.encode_text(input_ids, attention_mask)
         fused = self.fusion(visual, sentence, image_index)
         prior = None if self.localization is None else self.localization(fused, words, attention_mask, sentence)
@@ -293,6 +296,7 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
             logits = prior[:, -1]
         else:
             logits = self.mask(fused)[:, 0]
+        logits = self.refine(logits, fine, image_index)
         losses = loss = None
         if labels is not None:
             losses = self.losses(logits, prior, labels)
@@ -304,8 +308,7 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
     def losses(self, logits: Tensor, prior: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """L_seg (Eq. 11) and, if it has a weight, L_loc (Eq. 12), the mean over the n response maps."""
         reduction = self.config.loss_reduction
-        target = resize_labels(labels, logits.shape[-2:])
-        losses = {"segmentation": binary_cross_entropy(logits, target, reduction)}
+        losses = {"segmentation": binary_cross_entropy(*self.at_loss_size(logits, labels), reduction)}
         if self.config.locating_loss_weight:
             target = resize_labels(labels, prior.shape[-2:])
             each = [binary_cross_entropy(response, target, reduction) for response in prior.unbind(1)]

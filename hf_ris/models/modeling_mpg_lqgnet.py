@@ -45,9 +45,10 @@ from transformers import BertModel
 
 from .configuration_mpg_lqgnet import MpgLqgnetConfig
 from .fusion_layers import LanguageGate, TopDownLevel, instance_norm
-from .losses import resize_labels, weighted_cross_entropy
+from .losses import weighted_cross_entropy
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import coordinates_like, sine_positions
+from .refinement import enlarge
 from .text_encoders import load_bert, mean_of_words
 from .vision_encoders import build_vision_encoder
 
@@ -289,6 +290,7 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
         self.pixel_decoder = PixelDecoder(widths, config.decoder_dim, config.query_dim, num_levels=4 if guided else 1)
         self.prior_generator = LanguageQueryGuidedMaskPriorGenerator(config) if guided else None
         self.mask_head = MaskHead(config)
+        self.refinement = self.build_refinement(widths[:1])
         if not config.prior_loss_weight:  # then the mask alone teaches, and it reads the last prior
             self._keys_without_gradient = [
                 rf"^prior_generator\.layers\.{index}\.prior\." for index in range(config.num_prior_layers - 1)
@@ -319,9 +321,10 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
         self.vision_encoder.load_pretrained()
         load_bert(self.text_encoder, self.config.text_pretrained)
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> V_1 (B, ceil(H/4), ceil(W/4), C_1): all that the expression does not touch."""
-        return self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
+    def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> (V_1 (B, ceil(H/4), ceil(W/4), C_1),): all that the expression does not touch."""
+        visual = self.vision_encoder.stage(0, self.vision_encoder.embed(pixel_values))
+        return self.with_refinement((visual,), pixel_values, [visual.permute(0, 3, 1, 2)])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and 0/1 mask -> BERT's last hidden states (N, L, D)."""
@@ -386,12 +389,17 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError("MPG-LQGNet takes no pixel_mask: its images are squashed to one size, without padding.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        visual = self.encode_image(pixel_values).index_select(0, image_index)
+        (visual,), fine = self.split_refinement(self.encode_image(pixel_values))
+        visual = visual.index_select(0, image_index)
         maps, queries = self.fuse(visual, self.encode_text(input_ids, attention_mask), attention_mask)
         levels = self.pixel_decoder(maps)
         priors = None if self.prior_generator is None else self.prior_generator(torch.stack(queries, 1), levels)
         scores = self.mask_head(levels[0], None if priors is None else priors[:, -1])
-        scores = resize(scores, pixel_values.shape[-2:])
+        if fine is None:
+            scores = resize(scores, pixel_values.shape[-2:])
+        else:
+            foreground = self.refine(scores[:, 1] - scores[:, 0], fine, image_index)
+            scores = enlarge(torch.stack([torch.zeros_like(foreground), foreground], 1), pixel_values.shape[-2:])
         output = RisOutput(logits=scores[:, 1] - scores[:, 0])
         if priors is not None:
             output.prior_logits = priors[:, :, 1] - priors[:, :, 0]
@@ -404,8 +412,8 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
 
     def losses(self, scores: Tensor, priors: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """Terms of Eq. 17: L_mask of scores (N, 2, H, W), mean L_prior of all layers' priors (N, layers, 2, h, w)."""
+        scores, labels = self.at_loss_size(scores, labels, mode="nearest")
         size, weights = scores.shape[-2:], self.config.loss_weights
-        labels = resize_labels(labels, size, mode="nearest")
         losses = {"mask": weighted_cross_entropy(scores, labels, weights)}
         if self.config.prior_loss_weight:
             each = [weighted_cross_entropy(resize(prior, size), labels, weights) for prior in priors.unbind(1)]

@@ -11,7 +11,9 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
+from .losses import resize_labels
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
+from .refinement import MaskRefinement, enlarge
 from .vision_encoders import Encoder, restore_buffers
 
 
@@ -115,6 +117,51 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         logger.info(f"Loading the encoders of {cls.__name__}")
         model.load_pretrained_encoders()
         return model
+
+    def build_refinement(self, channels: list[int]) -> MaskRefinement | None:
+        """What makes the logits finer, as the config says, with vision maps of these channels; None where nothing does.
+
+        `encode_image` ends in `with_refinement`, forward begins with `split_refinement` and ends in `refine`.
+        """
+        if self.config.refinement is None:
+            return None
+        return MaskRefinement(channels, self.config.refinement, self.config.refinement_dim)
+
+    def with_refinement(self, image: tuple, pixel_values: Tensor, maps: list[Tensor], *content: Tensor | None) -> tuple:
+        """`image`, what forward needs of the images, and behind it the image part of the refinement, if there is one.
+
+        maps: the vision encoder's, of the channels that the refinement was built for. content: as in its `encode`.
+        """
+        if self.refinement is None:
+            return image
+        return *image, self.refinement.encode(pixel_values, maps, *content)
+
+    def split_refinement(self, image: tuple) -> tuple[tuple, Tensor | None]:
+        """What `with_refinement` put together."""
+        return (image, None) if self.refinement is None else (image[:-1], image[-1])
+
+    def refine(
+        self, logits: Tensor, image: Tensor | None, image_index: Tensor, content: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, h, w) -> at the stride of the refinement, or as they are where there is none.
+
+        image: from `split_refinement`. content: (N, 2), of each expression's image.
+        """
+        return logits if image is None else self.refinement(logits, image, image_index, content)
+
+    def at_loss_size(self, logits: Tensor, labels: Tensor, mode: str = "area") -> tuple[Tensor, Tensor]:
+        """Logits or scores (N, ..., h, w) and labels (N, H, W) at one size, by `config.loss_size`.
+
+        mode: how labels become smaller, as in `resize_labels`.
+        """
+        if self.config.loss_size == "logits":
+            return logits, resize_labels(labels, logits.shape[-2:], mode)
+        size = labels.shape[-2:]
+        if logits.shape[-2:] == size:
+            return logits, labels.float()
+        if logits.ndim == 3:
+            return enlarge(logits[:, None], size)[:, 0], labels.float()
+        return enlarge(logits, size), labels.float()
 
     @property
     def architecture(self) -> str:

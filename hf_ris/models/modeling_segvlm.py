@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from .configuration_segvlm import SegvlmConfig
-from .losses import adaptive_dice_loss, binary_cross_entropy, focal_loss, resize_labels
+from .losses import adaptive_dice_loss, binary_cross_entropy, focal_loss
 from .modeling_cris import ConvNormReLU, CrisForReferringSegmentation, Projector
 
 
@@ -152,7 +152,7 @@ class SegvlmForReferringSegmentation(CrisForReferringSegmentation):
     def compute_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, h, w), labels of any size -> the RAF loss (Eq. 8), and its terms by name, unweighted."""
         config = self.config
-        labels = resize_labels(labels, logits.shape[-2:], mode="nearest")
+        logits, labels = self.at_loss_size(logits, labels, mode="nearest")
         weights = {
             "cross_entropy": config.cross_entropy_weight,
             "focal": config.focal_weight,

@@ -38,6 +38,8 @@ Deviations and readings:
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -56,13 +58,14 @@ from .losses import (
     binary_cross_entropy,
     dice_loss,
     info_nce_consistency,
+    pixel_centres,
     point_sample,
     triplet_consistency,
     uncertain_points,
 )
 from .modeling_ris import RisOutput, RisPreTrainedModel
 from .positions import LearnedRows, sine_positions
-from .vision_encoders import build_vision_encoder, cells, inside
+from .vision_encoders import build_vision_encoder, cells, inside, repeat_edges
 
 
 class Side(NamedTuple):
@@ -84,6 +87,7 @@ class EncodedImage(NamedTuple):
     levels: list[Tensor]  # V_1 to V_4 (B, C, h, w), coarsest first
     sides: list[Side] | None  # None where words change the levels first (early fusion, pixel encoder)
     prior: tuple[Tensor, Tensor] | None  # CLIP's patches (B, E, h, w) and whole image (B, E)
+    fine: Tensor | None = None  # the refinement's part
 
 
 class CrossAttention(nn.Module):
@@ -172,16 +176,6 @@ def upsample(x: Tensor, content: Tensor | None) -> Tensor:
     if content is not None:
         x = repeat_edges(x, content)
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def repeat_edges(x: Tensor, content: Tensor) -> Tensor:
-    """(N, K, h, w) whose last row and column of the content (N, 2) fill the padding."""
-    for axis in (2, 3):
-        places = torch.arange(x.shape[axis], device=x.device).minimum(content[:, axis - 2, None] - 1)
-        shape = [len(x), 1, 1, 1]
-        shape[axis] = -1
-        x = x.gather(axis, places.view(shape).expand_as(x))
-    return x
 
 
 class ClipPrior(nn.Module):
@@ -341,7 +335,7 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
     def __init__(self, config: VatexConfig):
         super().__init__(config)
         dim, side = config.hidden_dim, config.clip_image_size
-        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
         self.text_encoder = ClipTextEncoder(config.clip_config)
         if config.max_text_length > self.text_encoder.max_length:
             raise ValueError(
@@ -363,6 +357,7 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         self.pixel_encoder = PixelEncoder(config) if config.pixel_encoder_layers else None
         self.cmd = ContextualMultimodalDecoder(config, self.vision_encoder.channels[::-1])
         self.decoder = MaskedAttentionDecoder(config)
+        self.refinement = self.build_refinement([*self.vision_encoder.finer_channels, self.vision_encoder.channels[0]])
         self.post_init()
 
     def train(self, mode: bool = True) -> "VatexForReferringSegmentation":
@@ -393,7 +388,8 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
                 columns that are not padding; None is all.
             clip_pixel_values: (B, 3, S, S); None leaves the prior out.
         """
-        levels = self.cmd.project(self.vision_encoder(pixel_values, content)[::-1])
+        finer, pyramid = self.vision_encoder.pyramid(pixel_values, content)
+        levels = self.cmd.project(pyramid[::-1])
         sides = None
         if self.early_fusion is None and self.pixel_encoder is None:
             sides = self.cmd.sides(levels, self.content_of_levels(content))
@@ -401,7 +397,8 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         if clip_pixel_values is not None:
             with torch.no_grad():
                 prior = self.clip_image_encoder.joint(clip_pixel_values.to(self.dtype))
-        return EncodedImage(levels, sides, prior)
+        image = self.with_refinement((levels, sides, prior), pixel_values, [*finer, pyramid[0]], content)
+        return EncodedImage(*image)
 
     def content_of_levels(self, content: Tensor | None) -> list[Tensor | None]:
         """`content` (n, 2) in pixels to that of V_1 to V_4 in cells."""
@@ -486,8 +483,9 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         predictions = self.decoder(start, maps, self.content_of_levels(content))
         query_logits, scores = self.answers(predictions[-1], content)
         best = scores.argmax(1)[:, None, None, None].expand(-1, 1, *query_logits.shape[-2:])
+        logits = query_logits.gather(1, best)[:, 0]
         output = RisOutput(
-            logits=query_logits.gather(1, best)[:, 0],
+            logits=self.refine(logits, image.fine, image_index, content),
             heatmap=heatmap,
             query_logits=query_logits,
             query_scores=scores,
@@ -496,7 +494,8 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         )
         if labels is not None:
             extents = self.extents(content, size, pixel_values.shape[-2:], labels)
-            output.losses = self.mask_losses(predictions, labels, *extents)
+            refine = partial(self.refine, image=image.fine, image_index=image_index, content=content)
+            output.losses = self.mask_losses(predictions, labels, *extents, refine)
             if self.config.mcc and object_index is not None:
                 output.losses["mcc"] = self.consistency(states[-1], object_index, image_index)
             weights = dict(zip(("class", "mask", "dice", "mcc"), self.config.loss_weights, strict=True))
@@ -555,16 +554,30 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         return (covered / covered.new_tensor(tuple(padded))).flip(1), (covered / sides).flip(1)
 
     def mask_losses(
-        self, predictions: list[Prediction], labels: Tensor, extent: Tensor, label_extent: Tensor
+        self,
+        predictions: list[Prediction],
+        labels: Tensor,
+        extent: Tensor,
+        label_extent: Tensor,
+        refine: Callable[[Tensor], Tensor],
     ) -> dict[str, Tensor]:
-        """Class, mask and Dice losses of every prediction against its cheapest query, summed over predictions."""
+        """Class, mask and Dice losses of every prediction against its cheapest query, summed over predictions.
+
+        The last prediction is refined, and with `loss_size="full"` it answers for every pixel of the labels.
+        """
         losses = dict.fromkeys(("class", "mask", "dice"), labels.new_zeros(()))
         labels = labels[:, None].float()
         to_labels = label_extent / extent
-        for classes, masks in predictions:
+        for index, (classes, masks) in enumerate(predictions):
             chosen = self.match(classes, masks, labels, extent, to_labels)
             mask = masks.gather(1, chosen[:, None, None, None].expand(-1, 1, *masks.shape[-2:]))
-            points = uncertain_points(mask[:, 0], self.config.loss_points, extent)
+            last = index + 1 == len(predictions)
+            if last:
+                mask = refine(mask[:, 0])[:, None]
+            if last and self.config.loss_size == "full":
+                points = pixel_centres(labels) * extent[:, None]
+            else:
+                points = uncertain_points(mask[:, 0], self.config.loss_points, extent)
             logits = point_sample(mask, points)[:, 0]
             targets = point_sample(labels, points * to_labels[:, None])[:, 0]
             losses["class"] = losses["class"] + self.class_loss(classes, chosen)

@@ -124,7 +124,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
 
     def __init__(self, config: VltConfig):
         super().__init__(config)
-        self.vision_encoder = build_vision_encoder(config.vision_config)
+        self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
         if config.text_encoder == "gru":
             self.text_encoder = BiGru(config.vocab_size, config.embedding_dim, config.hidden_size, combine="sum")
             text_dim = self.text_encoder.channels
@@ -146,6 +146,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         self.mask = None if config.aligner else nn.Conv2d(dim, 1, 1)
         self.aligner = VisionLanguageAligner(dim, dim, config.num_heads) if config.aligner else None
         self.fused_mask = nn.Conv2d(dim, 1, 1) if config.fused_loss_weight else None
+        self.refinement = self.build_refinement([*self.vision_encoder.finer_channels, channels[0]])
         self.post_init()
 
     @property
@@ -170,8 +171,9 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: an image of another size than `config.image_size`.
         """
-        levels = self.vision_encoder(pixel_values)
-        return self.query_generator.project(levels), *self.neck.project(levels)
+        finer, levels = self.vision_encoder.pyramid(pixel_values)
+        image = self.query_generator.project(levels), *self.neck.project(levels)
+        return self.with_refinement(image, pixel_values, [*finer, levels[0]])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask -> words F_t (N, L, D) and sentence (N, D), their mean."""
@@ -201,11 +203,11 @@ class VltForReferringSegmentation(RisPreTrainedModel):
             labels: (N, h, w) masks in [0, 1] of any resolution.
 
         Returns:
-            `RisOutput`: logits (N, S/4, S/4); query_logits, the balanced responses as maps (N, N_q, S/16, S/16), which
-            the mask decoder reads (no masks by themselves), and query_scores (N, N_q) in (0, 1), the balance. With the
-            aligner these are its masks (N, N_q, S/4, S/4), None in training, and their weights, which sum to 1. With
-            labels also `loss` = `losses["cross_entropy"]`, plus `fused_loss_weight` times `losses["fused"]` where that
-            is not 0.
+            `RisOutput`: logits (N, S/4, S/4), or at the refinement's stride; query_logits, the balanced responses as
+            maps (N, N_q, S/16, S/16), which the mask decoder reads (no masks by themselves), and query_scores (N, N_q)
+            in (0, 1), the balance. With the aligner these are its masks (N, N_q, S/4, S/4), None in training, and their
+            weights, which sum to 1. With labels also `loss` = `losses["cross_entropy"]`, plus `fused_loss_weight` times
+            `losses["fused"]` where that is not 0.
 
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
@@ -213,7 +215,8 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         if pixel_mask is not None:
             raise ValueError("VLT takes no pixel_mask: its images are letterboxed.")
         image_index = self.image_index_of(pixel_values, input_ids, image_index)
-        dense, *visual = (maps.index_select(0, image_index) for maps in self.encode_image(pixel_values))
+        image, fine = self.split_refinement(self.encode_image(pixel_values))
+        dense, *visual = (maps.index_select(0, image_index) for maps in image)
         words, sentence = self.encode_text(input_ids, attention_mask)
         queries = self.query_generator(dense, words, attention_mask)
         fused = self.project(self.neck(visual, sentence))
@@ -228,9 +231,10 @@ class VltForReferringSegmentation(RisPreTrainedModel):
             logits = self.mask(pixels)[:, 0]
         else:
             logits, maps, scores = self.aligner(pixels, queries)
+        logits = self.refine(logits, fine, image_index)
         output = RisOutput(logits=logits, query_logits=maps, query_scores=scores)
         if labels is not None:
-            output.loss = binary_cross_entropy(logits, resize_labels(labels, logits.shape[-2:]))
+            output.loss = binary_cross_entropy(*self.at_loss_size(logits, labels))
             output.losses = {"cross_entropy": output.loss}
             if self.fused_mask is not None:
                 early = self.fused_mask(fused)[:, 0]

@@ -18,14 +18,21 @@ class ClipsegProcessor(RisProcessor):
         threshold: of the probability; 0.3 is the paper's (Table 3).
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 77, threshold: float = 0.3):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_text_length: int = 77,
+        threshold: float = 0.3,
+        enlarges: str = "probabilities",
+    ):
         if image_processor is None:
             image_processor = RisImageProcessor(image_size=352)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
 
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "ClipsegProcessor":
-        return cls(RisImageProcessor(image_size=config.image_size), tokenizer, config.max_text_length)
+        return cls(RisImageProcessor(image_size=config.image_size), tokenizer, **cls.settings(config))
 
     @classmethod
     def of(cls, processor: CLIPSegProcessor, max_text_length: int) -> "ClipsegProcessor":

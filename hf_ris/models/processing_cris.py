@@ -25,15 +25,22 @@ class CrisProcessor(RisProcessor):
 
     interpolation = "bicubic"
 
-    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 17, threshold: float = 0.35):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_text_length: int = 17,
+        threshold: float = 0.35,
+        enlarges: str = "probabilities",
+    ):
         if image_processor is None:
             image_processor = letterbox(416)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
 
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "CrisProcessor":
         """The published preprocessing at the config's image and text size."""
-        return cls(letterbox(config.image_size), tokenizer, max_text_length=config.max_text_length)
+        return cls(letterbox(config.image_size), tokenizer, **cls.settings(config))
 
     def clean(self, text: str) -> str:
         return clean_text(text)
@@ -48,6 +55,8 @@ class CrisProcessor(RisProcessor):
     def post_process_maps(
         self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
     ) -> list[Tensor]:
+        if self.enlarges == "logits":  # as the loss at full size enlarges them
+            return super().post_process_maps(maps, target_sizes, input_size)
         canvas = self.image_processor.canvas_size([])
         maps = F.interpolate(maps.float(), size=canvas, mode="bicubic", align_corners=True)
         return super().post_process_maps(maps, target_sizes, input_size)

@@ -26,10 +26,11 @@ class EavlProcessor(RisProcessor):
         max_text_length: int = 17,
         threshold: float = 0.5,
         clip_text: bool = False,
+        enlarges: str = "probabilities",
     ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="squash", image_size=480)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
         self.clip_text = clip_text
 
     @classmethod
@@ -38,7 +39,7 @@ class EavlProcessor(RisProcessor):
         clip = config.encoders == "clip"
         normalisation = {"image_mean": OPENAI_DATASET_MEAN, "image_std": OPENAI_DATASET_STD} if clip else {}
         image_processor = RisImageProcessor(geometry="squash", image_size=config.image_size, **normalisation)
-        return cls(image_processor, tokenizer, max_text_length=config.max_text_length, clip_text=clip)
+        return cls(image_processor, tokenizer, clip_text=clip, **cls.settings(config))
 
     def clean(self, text: str) -> str:
         return clean_text(text) if self.clip_text else text

@@ -26,10 +26,11 @@ class LavtProcessor(RisProcessor):
         max_text_length: int = 20,
         threshold: float = 0.5,
         clip_text: bool = False,
+        enlarges: str = "probabilities",
     ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="squash", image_size=480)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
         self.clip_text = clip_text
 
     @classmethod

@@ -14,10 +14,17 @@ class LtsProcessor(RisProcessor):
         threshold: of the probability, upsampled to the original size before it is cut (section 3.4).
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 15, threshold: float = 0.25):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_text_length: int = 15,
+        threshold: float = 0.25,
+        enlarges: str = "probabilities",
+    ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="squash", image_size=416)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
 
 
 LtsProcessor.register_for_auto_class("AutoProcessor")

@@ -14,10 +14,17 @@ class MpgLqgnetProcessor(RisProcessor):
         threshold: of the probability; 0.5 is the paper's argmax of two scores.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 30, threshold: float = 0.5):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_text_length: int = 30,
+        threshold: float = 0.5,
+        enlarges: str = "probabilities",
+    ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="squash", image_size=448)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
 
 
 MpgLqgnetProcessor.register_for_auto_class("AutoProcessor")

@@ -245,22 +245,34 @@ class RisProcessor(HubMixin, ProcessorMixin):
         tokenizer: a fast tokenizer that pads on the right.
         max_text_length: tokens kept, special tokens included; longer expressions are cut.
         threshold: a pixel belongs to the mask where its probability is greater.
+        enlarges: what is taken from the model's resolution to the original size, "probabilities" or "logits", which
+            draw finer outlines if the model was trained at full size (`loss_size` of its config).
     """
 
     _told_unknown_words = False
-    interpolation = "bilinear"  # from the model's resolution to the original size, on probabilities
+    interpolation = "bilinear"  # of probabilities, from the model's resolution to the original size
     keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
 
-    def __init__(self, image_processor, tokenizer, max_text_length: int = 20, threshold: float = 0.5):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        max_text_length: int = 20,
+        threshold: float = 0.5,
+        enlarges: str = "probabilities",
+    ):
         owner = type(self).__name__
         if tokenizer is None:
             raise TypeError(f"{owner} takes a tokenizer; see hf_ris.models.text_encoders for those that need no file.")
         super().__init__(image_processor, tokenizer)
         if tokenizer.padding_side != "right":
             raise ValueError(f"{owner}: the models read padding at the end; set the tokenizer's padding_side='right'.")
+        if enlarges not in ("probabilities", "logits"):
+            raise ValueError(f"{owner}: enlarges is probabilities or logits, got {enlarges!r}.")
         check_whole(owner, max_text_length=max_text_length)
         self.max_text_length = max_text_length
         self.threshold = checked_threshold(threshold)
+        self.enlarges = enlarges
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "RisProcessor":
@@ -290,7 +302,13 @@ class RisProcessor(HubMixin, ProcessorMixin):
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "RisProcessor":
         """The architecture's preprocessing at the config's image and text size; here `squash`, others override."""
-        return cls(RisImageProcessor(image_size=config.image_size), tokenizer, max_text_length=config.max_text_length)
+        return cls(RisImageProcessor(image_size=config.image_size), tokenizer, **cls.settings(config))
+
+    @staticmethod
+    def settings(config: RisConfig) -> dict:
+        """Arguments that follow from every architecture's config."""
+        enlarges = "logits" if config.loss_size == "full" else "probabilities"
+        return {"max_text_length": config.max_text_length, "enlarges": enlarges}
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """Make a model's inputs.
@@ -398,13 +416,18 @@ class RisProcessor(HubMixin, ProcessorMixin):
             ValueError: logits, sizes or a threshold that do not fit.
         """
         threshold = checked_threshold(self.threshold if threshold is None else threshold)
-        logits, unknown = known_logits(outputs.logits)
-        probabilities = logits.sigmoid()[:, None]
+        maps, unknown = known_logits(outputs.logits)
+        maps = maps[:, None]
+        if self.enlarges == "probabilities":
+            maps = maps.sigmoid()
         # a pipeline drops the fields that are None
-        probabilities = self.post_process_maps(probabilities, target_sizes, outputs.get("input_size"))
+        maps = self.post_process_maps(maps, target_sizes, outputs.get("input_size"))
         results = []
-        for index, probability in enumerate(probabilities):
-            probability = probability[0].clamp(0, 1)  # bicubic interpolation overshoots
+        for index, enlarged in enumerate(maps):
+            if self.enlarges == "probabilities":
+                probability = enlarged[0].clamp(0, 1)  # bicubic interpolation overshoots
+            else:
+                probability = enlarged[0].sigmoid()
             mask = probability > threshold
             score = probability[mask].mean().item() if mask.any() else 0.0
             results.append({"mask": mask, "probability": probability, "score": math.nan if index in unknown else score})
@@ -432,7 +455,8 @@ class RisProcessor(HubMixin, ProcessorMixin):
         """
         sizes = checked_sizes(target_sizes, len(maps))
         canvas = input_size or self.image_processor.canvas_size(sizes)
-        return [self.image_processor.unmap(m, size, canvas, self.interpolation) for m, size in zip(maps, sizes)]
+        mode = "bilinear" if self.enlarges == "logits" else self.interpolation
+        return [self.image_processor.unmap(m, size, canvas, mode) for m, size in zip(maps, sizes)]
 
 
 def known_logits(logits: Any) -> tuple[Tensor, set[int]]:

@@ -47,10 +47,11 @@ class VatexProcessor(RisProcessor):
         prompt: str = "object",
         template: str = "a photo of {}",
         noun_phrases: str = "auto",
+        enlarges: str = "probabilities",
     ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="short_side", image_size=480)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
         if prompt not in ("object", "expression", "imagenet"):
             raise ValueError(f"prompt must be object, expression or imagenet, got {prompt!r}.")
         self.clip_image_size = clip_image_size
@@ -65,7 +66,7 @@ class VatexProcessor(RisProcessor):
         return cls(
             RisImageProcessor(geometry="short_side", image_size=config.image_size, size_divisor=config.stride),
             tokenizer,
-            max_text_length=config.max_text_length,
+            **cls.settings(config),
             clip_image_size=config.clip_image_size if config.clip_prior else None,
             clip_crop=config.prior_crop,
             prompt=config.prior_prompt,

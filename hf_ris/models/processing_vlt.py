@@ -15,15 +15,22 @@ class VltProcessor(RisProcessor):
         threshold: of the probability.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 15, threshold: float = 0.35):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        max_text_length: int = 15,
+        threshold: float = 0.35,
+        enlarges: str = "probabilities",
+    ):
         if image_processor is None:
             image_processor = letterbox(416)
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges)
 
     @classmethod
     def from_config(cls, config: RisConfig, tokenizer) -> "VltProcessor":
         """The published preprocessing at the config's image and text size."""
-        return cls(letterbox(config.image_size), tokenizer, max_text_length=config.max_text_length)
+        return cls(letterbox(config.image_size), tokenizer, **cls.settings(config))
 
 
 def letterbox(image_size: int) -> RisImageProcessor:

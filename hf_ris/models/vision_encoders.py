@@ -46,8 +46,22 @@ def cells(content: Tensor, stride: int) -> Tensor:
     return (content + stride - 1) // stride
 
 
+def repeat_edges(x: Tensor, content: Tensor) -> Tensor:
+    """(N, K, h, w) whose last row and column of the content (N, 2) fill the padding."""
+    for axis in (2, 3):
+        places = torch.arange(x.shape[axis], device=x.device).minimum(content[:, axis - 2, None] - 1)
+        shape = [len(x), 1, 1, 1]
+        shape[axis] = -1
+        x = x.gather(axis, places.view(shape).expand_as(x))
+    return x
+
+
 class VisionEncoder(Encoder):
     """Base: `forward(pixel_values (B, 3, H, W)) -> list of (B, channels[i], H / strides[i], W / strides[i])`.
+
+    `pyramid`, which a subclass has, gives the same and before it, as a list of its own, the levels that lie between the
+    stride `finest` and the finest of `config.output_stages` and that the backbone has, of `finer_channels`. They have
+    no norms.
 
     Images of different shapes are padded and come with `content` (B, 2), see the head of this file.
 
@@ -55,10 +69,17 @@ class VisionEncoder(Encoder):
     public weights fit, and OSError when the weights are neither in the cache nor reachable.
     """
 
-    def __init__(self, config: VisionEncoderConfig):
+    first_stage = 1  # of the backbone
+
+    def __init__(self, config: VisionEncoderConfig, finest: int | None = None):
         super().__init__()
         self.config = config
         self.strides = [2**stage for stage in config.output_stages]
+        stages = range(self.first_stage, min(config.output_stages))
+        self.finer_stages = [stage for stage in stages if finest is not None and 2**stage >= finest]
+
+    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> list[Tensor]:
+        return self.pyramid(pixel_values, content)[1]
 
     def timm_name(self) -> str:
         tag = self.config.pretrained_tag
@@ -82,30 +103,33 @@ def _pretrained_state_dict(name: str, **kwargs) -> dict[str, Tensor]:
 class CnnEncoder(VisionEncoder):
     """Darknet and ResNet through timm's `features_only` interface."""
 
-    def __init__(self, config: VisionEncoderConfig):
-        super().__init__(config)
+    def __init__(self, config: VisionEncoderConfig, finest: int | None = None):
+        super().__init__(config, finest)
         arguments = dict(config.arguments or {})
+        stages = [*self.finer_stages, *config.output_stages]
         # timm counts feature levels from stride 2, so stage 3 (stride 8) is its index 2 for ResNet; Darknet's levels
         # start at stride 1 (its stem does not downsample).
         if config.name.startswith("darknet"):
-            self.out_indices = list(config.output_stages)
+            self.out_indices = stages
             self.backbone = _darknet(config.name, self.out_indices, **arguments)
         else:
-            self.out_indices = [stage - 1 for stage in config.output_stages]
+            self.out_indices = [stage - 1 for stage in stages]
             self.backbone = timm.create_model(
                 config.name, pretrained=False, features_only=True, out_indices=self.out_indices, **arguments
             )
-        self.channels = self.backbone.feature_info.channels()
-        if self.backbone.feature_info.reduction() != self.strides:
+        finer, channels = len(self.finer_stages), self.backbone.feature_info.channels()
+        self.finer_channels, self.channels = channels[:finer], channels[finer:]
+        if self.backbone.feature_info.reduction()[finer:] != self.strides:
             raise ValueError(f"{config.name} has no levels of stride {self.strides}; check output_stages.")
         self._content: tuple[Tensor, int] | None = None
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
                 module.register_forward_pre_hook(self._hide_padding)
 
-    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> list[Tensor]:
+    def pyramid(self, pixel_values: Tensor, content: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
         self._content = None if content is None else (content, pixel_values.shape[-2])
-        return self.backbone(pixel_values)
+        levels = self.backbone(pixel_values)
+        return levels[: len(self.finer_stages)], levels[len(self.finer_stages) :]
 
     def _hide_padding(self, convolution: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         """What lies beyond the content is what a convolution pads with, 0. (Max pooling comes after a ReLU.)"""
@@ -200,8 +224,10 @@ class SwinEncoder(VisionEncoder):
     plain pyramid as NCHW maps through the `norms` (one LayerNorm per level, as in detection-style Swin).
     """
 
-    def __init__(self, config: VisionEncoderConfig):
-        super().__init__(config)
+    first_stage = 2
+
+    def __init__(self, config: VisionEncoderConfig, finest: int | None = None):
+        super().__init__(config, finest)
         self.backbone = timm.create_model(
             config.name,
             pretrained=False,
@@ -219,6 +245,7 @@ class SwinEncoder(VisionEncoder):
         self.stage_channels = [layer.blocks[0].dim for layer in self.backbone.layers]
         self.strides = [stride * self.backbone.patch_embed.patch_size[0] // 4 for stride in self.strides]
         self.channels = [self.stage_channels[stage - 2] for stage in config.output_stages]
+        self.finer_channels = [self.stage_channels[stage - 2] for stage in self.finer_stages]
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
@@ -243,14 +270,16 @@ class SwinEncoder(VisionEncoder):
                 x = block(x, cells(content, stride))
         return x
 
-    def forward(self, pixel_values: Tensor, content: Tensor | None = None) -> list[Tensor]:
+    def pyramid(self, pixel_values: Tensor, content: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
         x = self.embed(pixel_values)
-        levels = []
+        finer, levels = [], []
         for index in range(max(self.config.output_stages) - 1):
             x = self.stage(index, x, content)
             if index + 2 in self.config.output_stages:
                 levels.append(self.norms[len(levels)](x).permute(0, 3, 1, 2))
-        return levels
+            elif index + 2 in self.finer_stages:
+                finer.append(x.permute(0, 3, 1, 2))
+        return finer, levels
 
     def load_pretrained(self) -> None:
         arguments = dict(self.config.arguments or {})
@@ -262,12 +291,16 @@ class SwinEncoder(VisionEncoder):
         self.backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("norm.")})
 
 
-def build_vision_encoder(config: VisionEncoderConfig) -> VisionEncoder:
-    """The encoder for `config.name`. Raises ValueError for a family that no architecture here uses."""
+def build_vision_encoder(config: VisionEncoderConfig, finest: int | None = None) -> VisionEncoder:
+    """The encoder for `config.name`; `finest` is the stride that its `pyramid` reaches, None its levels' own.
+
+    Raises:
+        ValueError: a family that no architecture here uses.
+    """
     if config.name.startswith("swin_"):
-        return SwinEncoder(config)
+        return SwinEncoder(config, finest)
     if config.name.startswith(("darknet", "resnet")):
-        return CnnEncoder(config)
+        return CnnEncoder(config, finest)
     raise ValueError(f"Vision encoder {config.name!r} is not known; choose a timm darknet*, resnet* or swin_* name.")
 
 
