@@ -1,21 +1,16 @@
-"""hf_ris: a zoo of referring image segmentation architectures, each a transformers model.
+"""hf_ris: a zoo of referring segmentation architectures, each a transformers model.
 
-Importing it registers every architecture with the Auto classes and the task with `transformers.pipeline`.
+Importing it registers every architecture with the Auto classes and the task with `transformers.pipeline`: at once where
+transformers is imported already, else as soon as it is. Until then nothing heavy is imported.
 """
 
+import sys
 from importlib import import_module
-
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageSegmentation,
-    AutoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import PathFinder
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # One line per architecture: the model type (the trio's file suffix) and the prefix of its class names.
 ARCHITECTURES: dict[str, str] = {
@@ -29,19 +24,30 @@ ARCHITECTURES: dict[str, str] = {
     "vatex": "Vatex",
     "clipseg_ris": "Clipseg",
 }
+_TRIO = {"Config": "configuration", "ForReferringSegmentation": "modeling", "Processor": "processing"}
+_CLASSES = {  # public class -> its module
+    prefix + ending: f".models.{kind}_{name}"
+    for name, prefix in ARCHITECTURES.items()
+    for ending, kind in _TRIO.items()
+}
+__all__ = ["ARCHITECTURES", *_CLASSES]
 
 # What people type where a model type is asked for: transformers has models of type `clipseg` itself.
 ALIASES = {"clipseg": "clipseg_ris"}
 
 
 def _register() -> None:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageSegmentation, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
+
     from .models.pipeline_ris import TASK, ReferringImageSegmentationPipeline
     from .models.processing_ris import RisImageProcessor
 
     for name, prefix in ARCHITECTURES.items():
-        config = import_module(f".models.configuration_{name}", __name__).__dict__[f"{prefix}Config"]
-        model = import_module(f".models.modeling_{name}", __name__).__dict__[f"{prefix}ForReferringSegmentation"]
-        processor = import_module(f".models.processing_{name}", __name__).__dict__[f"{prefix}Processor"]
+        config, model, processor = (
+            import_module(f".models.{kind}_{name}", __name__).__dict__[prefix + ending]
+            for ending, kind in _TRIO.items()
+        )
         AutoConfig.register(name, config)
         AutoModel.register(config, model)
         AutoModelForImageSegmentation.register(config, model)
@@ -52,17 +58,39 @@ def _register() -> None:
     )
 
 
-_register()
+class _RegisterAfterTransformers(MetaPathFinder, Loader):
+    """Finds `transformers` as Python would, runs it, and then registers: nobody sees it without our classes."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "transformers":
+            return None
+        sys.meta_path.remove(self)  # once
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module) -> None:
+        module.__loader__ = module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _register()
+
+
+if "transformers" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterAfterTransformers())
 
 
 def __getattr__(name: str):
     """`hf_ris.LtsConfig` and its like, taken from the trio's files on first use."""
-    for suffix, prefix in ARCHITECTURES.items():
-        for kind, ending in (
-            ("configuration", "Config"),
-            ("modeling", "ForReferringSegmentation"),
-            ("processing", "Processor"),
-        ):
-            if name == prefix + ending:
-                return import_module(f".models.{kind}_{suffix}", __name__).__dict__[name]
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,21 +1,4 @@
-"""What a model costs: counted FLOPs, latency, memory, parameters. Weights are random; only sizes matter.
-
-    python train/benchmark.py --arch lts
-    python train/benchmark.py --arch lavt --config overrides.json --expressions 8 --result lavt.json
-    python train/benchmark.py --model space/checkpoints/lts-refscenes
-    python train/benchmark.py --arch lavt --data data/refcoco --raw downloads --split val --workers 2
-
-FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
-expressions and checked on a third. They are printed with a multiply-add as one (as papers count) and as two (as torch
-counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
-warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
-without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
-
-With --data no model is run, but one epoch of a prepared data set is decoded, preprocessed and collated for the
-architecture, and with --raw the same expressions by a plain PyTorch data set over the raw RefCOCO files, which opens
-the JPEG and draws the polygons for every expression, as the programs of the field do. Both must bring every expression
-once.
-"""
+"""What a model costs: counted FLOPs, latency, memory, parameters. Weights are random; only sizes matter."""
 
 import argparse
 import json
@@ -38,10 +21,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
-from transformers import AutoConfig, AutoModelForImageSegmentation
+from transformers import AutoModelForImageSegmentation
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-import hf_ris
 from hf_ris.data import EvaluationRows, RisCollator, load_split
 from hf_ris.data.preparation.plain_pickle import iterate_pickled_list
 from hf_ris.environment import hardware, versions
@@ -378,53 +360,3 @@ def show(result: dict[str, Any]) -> None:
     print("peak memory beyond weights and inputs (MiB)")
     for name, value in result["peak_memory_bytes"].items():
         print(f"  {'K = ' + name:<20}{value / 2**20:12.1f}")
-
-
-def build_config(options: argparse.Namespace):
-    """The config of a saved model, or of an architecture, with overrides of its fields."""
-    fields = {} if options.config is None else json.loads(options.config.read_text(encoding="utf-8"))
-    if options.model is not None:
-        return AutoConfig.from_pretrained(options.model, **fields)
-    return AutoConfig.for_model(options.arch, **fields)
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--arch", choices=list(hf_ris.ARCHITECTURES), help="the paper's configuration")
-    which.add_argument("--model", help="the configuration of a saved model, folder or Hub id")
-    parser.add_argument("--config", type=Path, metavar="FILE.json", help="fields of the configuration to override")
-    parser.add_argument("--expressions", type=int, default=8, metavar="K", help="at least 2 (default 8)")
-    parser.add_argument("--words", type=int, default=10, help="tokens of an expression (default 10)")
-    parser.add_argument("--repeats", type=int, default=10, help="timed calls (default 10)")
-    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
-    parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the result here")
-    data = parser.add_argument_group("loading of data instead of a model")
-    data.add_argument("--data", metavar="DIR_OR_ID", help="a prepared data set")
-    data.add_argument("--raw", type=Path, metavar="DIR", help="its raw files, unpacked: compare with plain loading")
-    data.add_argument("--raw-name", default="refcoco", help="folder in RAW with refs(*).p (default refcoco)")
-    data.add_argument("--split", default="train", help="(default train)")
-    data.add_argument("--images", type=int, help="images taken (default: the whole split)")
-    data.add_argument("--batch-size", type=int, default=8, help="images (default 8)")
-    data.add_argument("--workers", type=int, default=2, help="processes (default 2)")
-    options = parser.parse_args(arguments)
-    if options.expressions < 2:
-        parser.error("--expressions must be at least 2: image and expression part are told apart by it")
-    if options.data is not None:
-        result = benchmark_data(build_config(options), options)
-        show_data(result)
-        return write(result, options)
-    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
-    result = benchmark(build_config(options), device, options.expressions, options.words, options.repeats)
-    show(result)
-    return write(result, options)
-
-
-def write(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    if options.result is not None:
-        options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
-
-
-if __name__ == "__main__":
-    main()

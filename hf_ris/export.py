@@ -1,30 +1,21 @@
-"""Export a model as a `torch.export` program (.pt2) or as ONNX, and check the file against the model.
-
-    python train/export.py --model space/checkpoints/lts-refscenes --out lts.onnx
-    python train/export.py --arch lavt --out lavt.pt2        # the paper's configuration with random weights
-    python train/export.py --table                           # every architecture in both formats, at its small size
+"""Export of a model as a `torch.export` program (.pt2) or as ONNX, and the check of the file against the model.
 
 The program takes the tensors that the processor makes, by their names, and gives the logits (N, h, w);
 `processor.post_process_referring_segmentation` turns these into masks. Images, expressions and words may be as many as
 one likes, but for two things: a GRU is unrolled over the words it is traced with, so that LTS and VLT take expressions
-padded to the config's `max_text_length`; and pictures have one size, `--size HEIGHT WIDTH`, by default the config's
-square. VATEX is exported without `pixel_mask`, so its pictures must share that shape.
-
-ONNX needs `pip install "hf_ris[export]"`.
+padded to the config's `max_text_length`; and pictures have one size, by default the config's square. VATEX is exported
+without `pixel_mask`, so its pictures must share that shape.
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
 
-import hf_ris
 from hf_ris.benchmark import random_inputs
 from hf_ris.training.build import build_config
 from hf_ris.training.recipe import load_recipe
@@ -141,48 +132,30 @@ def table(architectures: list[str]) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", help="folder or Hub id of a saved model")
-    which.add_argument("--arch", choices=list(hf_ris.ARCHITECTURES), help="the paper's configuration, random weights")
-    which.add_argument("--table", nargs="*", metavar="ARCH", help="print a table of these, or all, architectures")
-    parser.add_argument("--out", type=Path, help="file to write, *.pt2 or *.onnx")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the pictures")
-    options = parser.parse_args(arguments)
-    if options.table is None and (options.out is None or options.out.suffix not in FORMATS):
-        parser.error("give --out FILE.pt2 or --out FILE.onnx")
-    unknown = sorted(set(options.table or ()) - set(hf_ris.ARCHITECTURES))
-    if unknown:
-        parser.error(f"there is no architecture {unknown[0]}; there are {', '.join(hf_ris.ARCHITECTURES)}")
-    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if absent and (options.table is not None or options.out.suffix == ".onnx"):
-        parser.error(f'{" and ".join(absent)} must be installed for ONNX: pip install "hf_ris[export]"')
-    return options
+def export(model: nn.Module, out: Path, size: tuple[int, int] | None = None) -> float:
+    """Write the file and return the largest difference of a logit between it and the model.
 
+    size: (height, width) of the pictures; None is the config's square.
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    if options.table is not None:
-        print(table(options.table or list(hf_ris.ARCHITECTURES)))
-        return
-    if options.model is not None:
-        model = AutoModelForImageSegmentation.from_pretrained(options.model, dtype=torch.float32)
-    else:
-        model = AutoModelForImageSegmentation.from_config(AutoConfig.for_model(options.arch))
-    model.eval()
-    size = None if options.size is None else tuple(options.size)
+    Raises:
+        ValueError: pictures of that size do not fit the model, or the file disagrees with it.
+    """
     try:
         with torch.no_grad():
             model(**example(model, *TRACED, WORDS, size))
     except (ValueError, RuntimeError) as error:  # layers that do not fit each other raise the latter
-        sys.exit(f"The model does not run on pictures of {size or 'its own size'}: {' '.join(str(error).split())}")
-    write(trace(model, size), list(example(model, *TRACED, WORDS, size)), options.out)
-    gap = difference(model, options.out, size)
-    print(f"wrote {options.out}; logits differ from the model's by at most {gap:.1e}")
+        raise ValueError(f"The model does not run on pictures of {size or 'its own size'}: {error}") from error
+    write(trace(model, size), list(example(model, *TRACED, WORDS, size)), out)
+    gap = difference(model, out, size)
     if not gap <= TOLERANCE:
-        sys.exit(f"{options.out} does not agree with the model: {gap:.1e} is more than {TOLERANCE}.")
+        raise ValueError(f"{out} does not agree with the model: {gap:.1e} is more than {TOLERANCE}.")
+    return gap
 
 
-if __name__ == "__main__":
-    main()
+def load(reference: str | None, architecture: str | None) -> nn.Module:
+    """A saved model in float32, or an architecture's paper configuration with random weights."""
+    if reference is not None:
+        model = AutoModelForImageSegmentation.from_pretrained(reference, dtype=torch.float32)
+    else:
+        model = AutoModelForImageSegmentation.from_config(AutoConfig.for_model(architecture))
+    return model.eval()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_ris.commands.evaluate import main as evaluate
 from hf_ris.evaluation.analyses import TextSimilarity, consistency, iou_by_length, similarity_matrix
-from hf_ris.evaluation.answers import main as evaluate
 from hf_ris.models.modeling_ris import RisOutput
 
 
@@ -77,7 +77,7 @@ def test_evaluate_writes_analyses(name, tiny_trio, tmp_path):
     out = tmp_path / "analysis"
     result = evaluate(["--model", str(tmp_path / "model"), "--size", "3", "--split", "val", "--analyse", str(out)])
     analyses = json.loads((out / "analyses.json").read_text())
-    assert analyses["consistency"]["Oc-IoU"] == result["protocols"]["original"]["Oc-IoU"]
+    assert analyses["consistency"]["Oc-IoU"] == result["protocols"]["original"]["overall"]["Oc-IoU"]["value"]
     assert len(analyses["lengths"]) == 4
     files = {path.name for path in out.iterdir()}
     if name == "lts":
@@ -93,4 +93,4 @@ def test_evaluate_writes_analyses(name, tiny_trio, tmp_path):
 def test_analysing_a_file_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate(["--predictions", str(tmp_path / "a.jsonl"), "--analyse", str(tmp_path)])
-    assert "--analyse looks into a model" in capsys.readouterr().err
+    assert "--analyse would be ignored: --predictions is measured without a model" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 from hf_ris import CrisConfig, CrisForReferringSegmentation, LavtConfig, LavtForReferringSegmentation
+from hf_ris.commands.convert import main
 from hf_ris.conversion import cris
-from hf_ris.conversion.__main__ import main
 from hf_ris.conversion.checkpoint import ConversionError, gather, read_checkpoint
 from hf_ris.conversion.lavt import build_config, official_name, official_state
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 from hf_ris import CrisConfig, CrisForReferringSegmentation, CrisProcessor
-from hf_ris.conversion.__main__ import main
+from hf_ris.commands.convert import main
 from hf_ris.conversion.checkpoint import gather
 from hf_ris.conversion.cris import build_config, official_name, official_state
 from hf_ris.models.clip_tokenizer import clip_tokenizer

@@ -10,7 +10,8 @@ from PIL import Image
 
 import hf_ris
 from hf_ris import export
-from hf_ris.export import main
+from hf_ris.commands import export as command
+from hf_ris.commands.export import main
 
 
 EXPRESSIONS = ["the red star", "second ball from the left", "cup"]
@@ -107,14 +108,14 @@ def test_a_size_that_the_model_does_not_take_is_one_sentence(tiny_trio, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--arch", "lts"], "give --out FILE.pt2 or --out FILE.onnx"),
-        (["--arch", "lts", "--out", "model.pb"], "give --out FILE.pt2 or --out FILE.onnx"),
-        (["--table", "bert"], "there is no architecture bert; there are cris"),
+        (["--arch", "lts"], "Give --out FILE.pt2 or --out FILE.onnx"),
+        (["--arch", "lts", "--out", "model.pb"], "Give --out FILE.pt2 or --out FILE.onnx"),
+        (["--table", "bert"], "There is no architecture bert; there are cris"),
         (["--arch", "lts", "--out", "lts.onnx"], "onnxruntime must be installed for ONNX: pip install"),
     ],
 )
 def test_what_is_missing_is_named(arguments, sentence, monkeypatch, capsys):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(SystemExit):
         main(arguments)
     assert sentence in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Metrics, protocols, evaluator and predictions file: by hand, by brute force, and across processes."""
 
-import argparse
 import ast
 import json
 import os
@@ -18,8 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from hf_ris.commands.evaluate import main
 from hf_ris.data.schema import encode_mask
-from hf_ris.evaluation.report import add_arguments, compare_predictions, evaluate_predictions, run
+from hf_ris.evaluation.report import compare_predictions, evaluate_predictions
 from hf_ris.metrics import (
     PROTOCOLS,
     Evaluator,
@@ -613,11 +613,9 @@ def test_files_that_cannot_be_compared(tmp_path):
 
 def test_command(tmp_path, capsys):
     a, b = (write(tmp_path / f"{seed}.jsonl", lines_of(scenes(12, seed))) for seed in (1, 2))
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
     output = tmp_path / "new" / "report.json"
     options = ["--predictions", str(a), "--compare", str(b), "--resamples", "20", "--result", str(output)]
-    report = run(parser.parse_args([*options, "--protocols", "cris", "original", "--length-groups", "2"]))
+    report = main([*options, "--protocols", "cris", "original", "--length-groups", "2"])
     assert json.loads(output.read_text()) == report and report["comparison"]["protocol"] == "cris"
     printed = capsys.readouterr().out
     for words in ("12 expressions of 6 objects in 3 images", "Oc-IoU", "slices under cris", "negation: with", "a - b"):

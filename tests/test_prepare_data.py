@@ -24,11 +24,12 @@ from pycocotools.coco import COCO
 from raw_refcoco import write_raw_refcoco
 
 from hf_ris.benchmark import PlainReferences
-from hf_ris.benchmark import main as benchmark
+from hf_ris.commands.benchmark import main as benchmark
+from hf_ris.commands.describe import main as describe_data
+from hf_ris.commands.evaluate import main as evaluate
+from hf_ris.commands.prepare import main
 from hf_ris.data import decode_mask, describe, expression_mask, load, prepare, split_by_rank, validate_row
-from hf_ris.data.preparation.command import main
 from hf_ris.data.preparation.preparing import Options
-from hf_ris.evaluation.answers import main as evaluate
 from hf_ris.metrics.protocols import resize_nearest
 from hf_ris.training.lengths import measure_all, table
 
@@ -170,10 +171,10 @@ def test_every_protocol_measures_under_its_own_convention(raw, tmp_path, stored)
     result = evaluate([*arguments, "--protocols", "original", "lavt480"])["protocols"]
     parts = coco_mask.decode(coco_mask.frPyObjects([SQUARE, TALL], HEIGHT, WIDTH)).astype(bool)
     union, tall = parts.any(-1), parts[..., 1]  # the answer is the largest object, which has both polygons
-    assert result["original"]["mIoU"] == pytest.approx((1 + tall.sum() / union.sum()) / 2)
+    assert result["original"]["overall"]["mIoU"]["value"] == pytest.approx((1 + tall.sum() / union.sum()) / 2)
     answer, tall, exactly_one = (resize_nearest(m, (480, 480)) for m in (union, tall, parts.sum(-1) == 1))
     expected = (exactly_one.sum() / answer.sum() + tall.sum() / answer.sum()) / 2
-    assert result["lavt480"]["mIoU"] == pytest.approx(expected)
+    assert result["lavt480"]["overall"]["mIoU"]["value"] == pytest.approx(expected)
 
 
 def test_the_other_text_of_a_sentence(raw, tmp_path):
@@ -651,27 +652,28 @@ def test_load_tells_what_to_do_with_raw_data(raw):
     with pytest.raises(ValueError, match="no data set 'refcoco.': refcoco. is made from its raw download by"):
         load("refcoco+")
     for folder in (raw, raw / "refcoco"):
-        with pytest.raises(ValueError, match="is a raw download: prepare it first, with train/prepare_data.py NAME"):
+        with pytest.raises(ValueError, match="is a raw download: prepare it first, with hf-ris prepare NAME"):
             load(folder)
 
 
 def test_command_line(raw, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["refcoco", "--raw", str(raw), "--out", str(out), "--workers", "1"]
-    with pytest.raises(SystemExit, match="prepare: refcoco .unc. is not the published .*--skip-count-check"):
+    with pytest.raises(SystemExit, match=": refcoco .unc. is not the published .*--skip-count-check"):
         main(arguments)
     report = main([*arguments, "--skip-count-check"])
     assert json.loads((out / "report.json").read_text()) == report
     printed = capsys.readouterr().out
     assert "train: 4 images, 8 references, 16 expressions" in printed and "peak memory: main" in printed
     result = tmp_path / "numbers.json"
-    main(["describe", str(out), "--contact-sheet", str(tmp_path / "sheet.png"), "--result", str(result)])
+    describe_data([str(out), "--contact-sheet", str(tmp_path / "sheet.png"), "--result", str(result)])
     assert json.loads(result.read_text())["splits"]["val"]["images"] == 1 and (tmp_path / "sheet.png").stat().st_size
 
 
 PUSH_AND_LOAD = """
 import json, sys
-from hf_ris.data.preparation.command import main
+from hf_ris.commands.describe import main as describe_data
+from hf_ris.commands.prepare import main
 from hf_ris.data import load, split_by_rank
 
 main(["refcoco", "--raw", sys.argv[1], "--out", sys.argv[2], "--images-per-shard", "2", "--skip-count-check",

@@ -11,6 +11,7 @@ from conftest import ROOT
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
+from hf_ris.commands.push import main
 from hf_ris.hub import push
 from hf_ris.hub.bundle import measured, pretraining_log, results
 from hf_ris.hub.card import UNTRAINED, model_card
@@ -158,16 +159,22 @@ def test_runs_and_bundles_are_pushed(tmp_path):
 
 def test_a_bundle_takes_further_evaluations(tmp_path):
     facts, _, _ = bundle_parts()
-    further = {"data": "data/refcoco", "split": "testA", "control": None, **facts["results"]["test"]}
+    measured_one = facts["results"]["test"]
+    overall = {name: {"value": value} for name, value in measured_one["protocols"]["original"].items()}
+    part = {"expressions": 3, "metrics": {"mIoU": {"value": 0.5}}}
+    protocols = {"original": {"overall": overall, "slices": {"negation": {"with": part}}}}
+    further = {**measured_one, "data": "data/refcoco", "split": "testA", "control": None, "protocols": protocols}
     path = tmp_path / "testA.json"
     path.write_text(json.dumps(further))
     _, read, recipe = push.read(BUNDLE, [path], None)
     assert read["results"]["testA"]["data"] == "data/refcoco" and recipe["output_dir"] is None
-    assert read["results"]["test"] == facts["results"]["test"]
+    assert read["results"]["test"] == measured_one
+    assert read["results"]["testA"]["protocols"] == measured_one["protocols"]
+    assert read["results"]["testA"]["slices"] == {"negation": {"with": {"expressions": 3, "mIoU": 0.5}}}
     with pytest.raises(ValueError, match="second evaluation of testA"):
         measured([path, path])
     path.write_text("{}")
-    with pytest.raises(ValueError, match="testA.json is not what train/evaluate.py writes"):
+    with pytest.raises(ValueError, match="testA.json is not what `hf-ris evaluate` writes"):
         measured([path])
 
 
@@ -205,21 +212,21 @@ def test_what_cannot_be_pushed_is_named(tmp_path, monkeypatch):
     shutil.copytree(BUNDLE, unfinished)
     (unfinished / "config.json").unlink()
     for source, name, sentence in (
-        (tmp_path / "none", "user/x", "push.py: There is no folder .*none"),
-        (tmp_path, "user/x", "is neither a run of train/train.py .* nor a bundle"),
+        (tmp_path / "none", "user/x", ": There is no folder .*none"),
+        (tmp_path, "user/x", "is neither a training run .* nor a bundle"),
         (unfinished, "user/x", "There is no model in .*unfinished"),
         (BUNDLE, "user/x/y", "Repo id must be in the form"),
         (BUNDLE, "user/a b", "Repo id must use alphanumeric"),
     ):
         with pytest.raises(SystemExit, match=sentence):
-            push.main([str(source), name])
+            main([str(source), name])
     monkeypatch.setattr(push, "get_token", lambda: None)
     with pytest.raises(SystemExit, match="Nobody is logged in to the Hub: run `hf auth login`, or set HF_TOKEN"):
-        push.main([str(BUNDLE), "user/x"])
+        main([str(BUNDLE), "user/x"])
 
 
 def test_the_repository_can_be_looked_at_first(tmp_path):
     out = tmp_path / "repository"
-    push.main([str(BUNDLE), "user/lavt", "--out", str(out)])
+    main([str(BUNDLE), "user/lavt", "--out", str(out)])
     assert ModelCard.load(out / "README.md").data.model_name == "lavt"
     assert (out / "modeling_lavt.py").exists() and Path(out / "model.safetensors").stat().st_size > 1e6

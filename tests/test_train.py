@@ -12,20 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
 
 from hf_ris.benchmark import LiveTensors, count_flops, flop_parts, random_inputs
-from hf_ris.benchmark import main as benchmark
+from hf_ris.commands.benchmark import main as benchmark
+from hf_ris.commands.evaluate import main as evaluate
+from hf_ris.commands.train import main as train
 from hf_ris.data import decode_mask
 from hf_ris.data.refscenes.scenes import load_refscenes
-from hf_ris.evaluation.answers import ScoredRows
-from hf_ris.evaluation.answers import main as evaluate
+from hf_ris.evaluation.answers import ScoredRows, evaluate_model
 from hf_ris.evaluation.report import evaluate_predictions
+from hf_ris.metrics import PROTOCOLS
 from hf_ris.training.build import References
-from hf_ris.training.loop import main as train
 from hf_ris.training.optimizer import freeze, learning_rate_factor, parameter_groups
 from hf_ris.training.order import StepBatches
 from hf_ris.training.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
@@ -339,7 +341,12 @@ def test_a_diverged_run_stops_and_says_so(tmp_path):
 
 def scores(*arguments: str) -> dict:
     _forget_accelerator()
-    return evaluate(["--split", "val", "--size", "6", "--image-size", "64", *arguments])
+    asked = ["--split", "val", "--size", "6", "--image-size", "64", "--resamples", "10"]
+    return evaluate([*asked, *arguments])
+
+
+def values(report: dict, protocol: str = "original") -> dict[str, float]:
+    return {name: entry["value"] for name, entry in report["protocols"][protocol]["overall"].items()}
 
 
 def test_results_do_not_depend_on_the_batch_and_can_be_had_from_the_file(trained, tmp_path):
@@ -348,23 +355,41 @@ def test_results_do_not_depend_on_the_batch_and_can_be_had_from_the_file(trained
     cut = scores("--model", best, "--batch-size", "4", "--max-expressions", "3")
     expected = sum(len(row["expressions"]) for row in load_refscenes("refscenes", "val", 6, image_size=64))
     assert whole["expressions"] == cut["expressions"] == expected and whole["images"] == 6
-    assert whole["protocols"]["original"] == pytest.approx(cut["protocols"]["original"], abs=1e-3)
-    report = evaluate_predictions(file, ["original"], resamples=10)["protocols"]["original"]["overall"]
-    metrics = whole["protocols"]["original"]
-    assert {name: entry["value"] for name, entry in report.items()} == pytest.approx(
-        {name: metrics[name] for name in report}
-    )
+    assert values(whole) == pytest.approx(values(cut), abs=1e-3)
+    read = evaluate_predictions(file, resamples=10)
+    assert read["protocols"] == whole["protocols"] and read["protocols"].keys() == PROTOCOLS.keys()
     assert json.loads((tmp_path / "result.json").read_text())["protocols"] == whole["protocols"]
+    compared = scores("--model", best, "--compare", str(file))["comparison"]["overall"]
+    assert compared["ties"] == expected and compared["metrics"]["mIoU"]["difference"] == 0
+
+
+@pytest.mark.parametrize("name", ["lts", "cris", "vatex"])  # squashed, letterboxed, by the short side
+def test_a_file_holds_what_every_protocol_needs(name, tiny_trio, tmp_path):
+    """The model's own probabilities, cut and resized by each protocol, against the file of its predictions."""
+    model, processor = tiny_trio(name)
+    rows, lines = load_refscenes("refscenes", "val", 3, image_size=64), []
+    evaluator = evaluate_model(
+        Accelerator(cpu=True), model, processor, rows, protocols=list(PROTOCOLS), record=lines.append
+    )
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = evaluate_predictions(tmp_path / "a.jsonl", resamples=5)
+    assert not any("cut at" in note for note in report["notes"])
+    for protocol in PROTOCOLS:
+        direct = {key: value for key, value in evaluator.compute(protocol).items() if "words" not in key}
+        assert values(report, protocol) == pytest.approx(direct, abs=1e-12), protocol
 
 
 def test_training_and_evaluate_py_agree(trained):
     logged = max((line["evaluation"] for line in log_of(trained) if "evaluation" in line), key=lambda m: m["mIoU"])
-    assert scores("--model", str(trained / "best"), "--size", "4")["protocols"]["original"] == pytest.approx(logged)
+    again = values(scores("--model", str(trained / "best"), "--size", "4"))
+    assert again == pytest.approx({name: logged[name] for name in again})
 
 
 def test_protocols_with_a_threshold_of_their_own_cut_the_probability(trained):
-    result = scores("--model", str(trained / "best"), "--protocols", "original", "cris", "lavt480")["protocols"]
-    assert result.keys() == {"original", "cris", "lavt480"}
+    names = ("original", "cris", "lavt480")
+    report = scores("--model", str(trained / "best"), "--protocols", *names)
+    result = {name: values(report, name) for name in report["protocols"]}
+    assert tuple(result) == names
     # a model hardly trained is nowhere sure: everything lies above 0.35, half of it above 0.5
     assert result["cris"]["oIoU"] != result["original"]["oIoU"]
     assert result["lavt480"]["oIoU"] == pytest.approx(result["original"]["oIoU"], abs=0.01)
@@ -379,7 +404,7 @@ def test_largest_object_control():
         for said in row["expressions"]:
             target = np.any([masks[index] for index in said["object_indices"]], axis=0)
             expected.append((largest & target).sum() / (largest | target).sum())
-    assert scores("--control", "largest_object")["protocols"]["original"]["mIoU"] == pytest.approx(np.mean(expected))
+    assert values(scores("--control", "largest_object"))["mIoU"] == pytest.approx(np.mean(expected))
 
 
 def test_controls_exchange_the_text_and_nothing_else():
@@ -492,7 +517,7 @@ def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
     _forget_accelerator()
     alone = evaluate([*asked, "--output", str(tmp_path / "one.jsonl")])
     assert two["expressions"] == alone["expressions"]
-    assert two["protocols"]["original"] == pytest.approx(alone["protocols"]["original"], abs=1e-3)
+    assert values(two) == pytest.approx(values(alone), abs=1e-3)
     ids = [[json.loads(line)["expression_id"] for line in (tmp_path / f"{n}.jsonl").open()] for n in ("one", "two")]
     assert ids[0] == ids[1] and len(ids[0]) == two["expressions"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a clone works that is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hf_ris.benchmark import main
+from hf_ris.commands.benchmark import main
 
 
 if __name__ == "__main__":

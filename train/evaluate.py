@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that a clone works that is not installed
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hf_ris.evaluation.answers import main
+from hf_ris.commands.evaluate import main
 
 
 if __name__ == "__main__":

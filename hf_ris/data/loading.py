@@ -19,7 +19,7 @@ from .video_schema import VIDEO_FEATURES, is_video_data, lazy_frames
 
 _REAL = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")
 _RAW = ("refs(*).p", "grefs(*).*", "refer_*.json", "ref*.zip")
-_PREPARE = "train/prepare_data.py {} --raw FOLDER --out FOLDER"
+_PREPARE = "hf-ris prepare {} --raw FOLDER --out FOLDER"
 
 AnyDataset = Dataset | DatasetDict | IterableDataset | IterableDatasetDict
 
@@ -124,7 +124,7 @@ def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _pick(datasets.load_from_disk(path), split, path)
     if (path / "progress/plan.json").is_file():
-        raise ValueError(f"{path} was not finished: run the same train/prepare_data.py command again, which goes on")
+        raise ValueError(f"{path} was not finished: run the same `hf-ris prepare` again, which goes on")
     shards = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     if shards:
         return _load_parquet(shards, split, streaming, path)

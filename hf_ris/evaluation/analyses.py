@@ -1,6 +1,6 @@
 """What a model's answers look like from inside: the analyses of VATEX's paper, as functions and plots.
 
-    python train/evaluate.py --model outputs/vatex-refscenes/best --data refscenes --split test --analyse analysis
+    hf-ris evaluate --model outputs/vatex-refscenes/best --data refscenes --split test --analyse analysis
 
 writes into the folder, for every architecture, analyses.json, consistency (Table 3: Oc-IoU beside mIoU) and lengths.png
 (supplementary Fig. 4: mIoU by expression length, in groups of about equal size); for one with text_states

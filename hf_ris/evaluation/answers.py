@@ -1,25 +1,11 @@
-"""Evaluate a model on referring segmentation, or a file of predictions without any model.
+"""A model's answers to a data set: gathered by an evaluator over all processes, or as a file of predictions.
 
-    python train/evaluate.py --model outputs/lts-refscenes/best --data refscenes --split test --result result.json
-    accelerate launch --config_file train/accelerate/cpu_two.yaml train/evaluate.py --model ... --output answers.jsonl
-    python train/evaluate.py --predictions a.jsonl --compare b.jsonl
-    python train/evaluate.py --model clipseg --data data/refcoco --split val
-
-`--model` also takes the name of a zero-shot baseline, `clipseg` or `grounded-sam`, whose weights come from the Hub, or
-from where the name says (`grounded-sam:IDEA-Research/grounding-dino-base,facebook/sam-vit-huge`).
-
-Results do not depend on the number of processes: every expression counts once, by its id. `--protocols` names one or
-more conventions (original, lavt480, cris, ...: hf_ris/metrics/protocols.py). `--control` measures what a benchmark
-gives away: `largest_object` answers with the largest object's mask (needs no model); `other_scene_expression` and
-`other_object_expression` give the model an expression of another scene, or of another object of the same image, and
-compare with the target of the right one. `--analyse DIR` adds plots of lengths and of the inside (train/analyses.py).
+Results do not depend on the number of processes: every expression counts once, by its id. `control` measures what a
+benchmark gives away (see `hf-ris evaluate --help`).
 """
 
-import argparse
 import json
 import random
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +25,9 @@ from hf_ris.data import (
     change_ground_truth,
     decode_mask,
     expression_mask,
-    load_split,
     target_parts,
 )
-from hf_ris.environment import git_revision, hardware, versions
-from hf_ris.evaluation.report import add_arguments, run
-from hf_ris.metrics import PROTOCOLS, Evaluator, expression_metadata, prediction_line
-
-
-CONTROLS = ("largest_object", "other_scene_expression", "other_object_expression")
+from hf_ris.metrics import PROTOCOLS, THRESHOLDS, Evaluator, expression_metadata, prediction_line
 
 
 class ScoredRows(EvaluationRows):
@@ -133,7 +113,8 @@ def evaluate_model(
     Args:
         model: on the accelerator's device, with its `processor`; both None for control "largest_object".
         batch_size: images; max_expressions: of one image in a batch.
-        record: called in each process with every line of its predictions (`metrics.prediction_line`).
+        record: called in each process with every line of its predictions (`metrics.prediction_line`), which holds what
+            every protocol needs, whichever `protocols` are asked for.
         observe: called in each process with every output of the model and the metadata of its expressions.
 
     Returns:
@@ -150,6 +131,8 @@ def evaluate_model(
     each, processes = -(-len(rows) // accelerator.num_processes), accelerator.num_processes
     own = [(accelerator.process_index + processes * index) % len(rows) for index in range(each)]
     loader = DataLoader(Subset(rows, own), batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
+    whole = probabilities or (record is not None and model is not None)
+    fixed = record is not None or any(PROTOCOLS[name].size is not None for name in protocols)
     if model is not None:
         model.eval()
     for inputs, metadata, targets, parts, objects in tqdm(loader, unit="batch", disable=not progress):
@@ -158,7 +141,7 @@ def evaluate_model(
         if model is None:
             answers = [largest_object(of_row) for of_row in objects]
         else:
-            answers = answer(accelerator, model, processor, inputs, metadata, evaluator, channels_last, observe)
+            answers = answer(accelerator, model, processor, inputs, metadata, whole, fixed, channels_last, observe)
         for reply, entry, target, of_target in zip(answers, metadata, targets, parts, strict=True):
             evaluator.add(reply["mask"], target, entry, **reply["extra"], target_parts=of_target)
             if record is not None:
@@ -169,9 +152,12 @@ def evaluate_model(
 
 @torch.no_grad()
 def answer(
-    accelerator, model, processor, inputs, metadata, evaluator: Evaluator, channels_last: bool, observe=None
+    accelerator, model, processor, inputs, metadata, whole: bool, fixed: bool, channels_last: bool, observe=None
 ) -> list[dict]:
-    """One dict per expression: mask bool (H, W), score, and `extra` arguments of `Evaluator.add`."""
+    """One dict per expression: mask bool (H, W), score, and `extra` arguments of `Evaluator.add`.
+
+    whole: with probabilities; fixed: with what a model that works on squashed images gives at 480x480.
+    """
     inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
     if channels_last:
         inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
@@ -188,15 +174,13 @@ def answer(
         {"mask": result["mask"].cpu().numpy(), "score": result["score"], "extra": {"heatmap": peak[0].cpu().numpy()}}
         for result, peak in zip(results, peaks, strict=True)
     ]
-    if evaluator.probabilities:
+    if whole:
         for reply, result in zip(answers, results):
             reply["extra"]["probability"] = result["probability"].cpu().numpy()
-    fixed = any(protocol.size is not None for protocol in evaluator.protocols.values())
     if fixed and processor.image_processor.geometry == "squash":  # else the evaluator resizes the answer
-        squashed = processor.post_process_referring_segmentation(outputs, [(480, 480)] * len(sizes))
+        squashed = processor.post_process_referring_segmentation(outputs, [(480, 480)] * len(sizes), threshold=0.5)
         for reply, result in zip(answers, squashed):
-            kind = "probability" if evaluator.probabilities else "mask"
-            reply["extra"]["prediction_480"] = result[kind].cpu().numpy()
+            reply["extra"]["prediction_480"] = result["mask"].cpu().numpy()
     return answers
 
 
@@ -209,11 +193,19 @@ def largest_object(objects: list[dict[str, Any]]) -> dict[str, Any]:
 def line_of(
     reply: dict[str, Any], metadata: dict[str, Any], target: np.ndarray, parts: list[np.ndarray] | None, processor
 ) -> dict[str, Any]:
-    heatmap = reply["extra"].get("heatmap")
-    hit = None if heatmap is None or not target.any() else bool(target.flat[heatmap.argmax()])
+    extra = reply["extra"]
+    heatmap, probability = extra.get("heatmap"), extra.get("probability")
     threshold = None if processor is None else processor.threshold
     return prediction_line(
-        metadata, reply["mask"], target, target_parts=parts, threshold=threshold, score=reply["score"], hit=hit
+        metadata,
+        reply["mask"],
+        target,
+        target_parts=parts,
+        prediction_480=extra.get("prediction_480"),
+        cuts=None if probability is None else {at: probability > at for at in THRESHOLDS if at != threshold},
+        threshold=threshold,
+        score=reply["score"],
+        hit=None if heatmap is None or not target.any() else bool(target.flat[heatmap.argmax()]),
     )
 
 
@@ -243,108 +235,9 @@ class PredictionsFile:
                 part.unlink()
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id of a saved model and processor, or the name of a baseline")
-    parser.add_argument("--data", default="refscenes", help="RefScenes flavour, folder or Hub id (default refscenes)")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--size", type=int, help="images taken (default: the whole split)")
-    parser.add_argument("--image-size", type=int, help="side of RefScenes images (default 128)")
-    parser.add_argument("--control", choices=CONTROLS)
-    parser.add_argument("--batch-size", type=int, default=16, help="images (default 16)")
-    parser.add_argument("--max-expressions", type=int, default=32, help="of one image in a batch (default 32)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data, per process (default 0)")
-    parser.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
-    parser.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the predictions here")
-    parser.add_argument("--analyse", type=Path, metavar="DIR", help="write analyses and plots here (train/analyses.py)")
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    needs_model = options.predictions is None and options.control != "largest_object"
-    if needs_model and options.model is None:
-        parser.error("give --model DIR_OR_HUB_ID, or --predictions FILE.jsonl, or --control largest_object")
-    if options.analyse is not None and options.predictions is not None:
-        parser.error("--analyse looks into a model, and a file of --predictions has none")
-    return options
-
-
 def load_model(reference: str) -> tuple[torch.nn.Module, Any]:
-    """Model and processor of a folder, a Hub id or a baseline. Ends the program with a sentence if a baseline fails."""
-    if not is_baseline(reference):
-        processor = AutoProcessor.from_pretrained(reference)
-        return AutoModelForImageSegmentation.from_pretrained(reference), processor
-    try:
+    """Model and processor of a folder, a Hub id or a baseline."""
+    if is_baseline(reference):
         return load_baseline(reference)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-
-
-def report(options: argparse.Namespace, accelerator: Accelerator, evaluator: Evaluator, seconds: float) -> dict:
-    """The result as JSON, metrics in [0, 1]."""
-    protocols = {name: evaluator.compute(name, options.length_groups) for name in evaluator.protocols}
-    return {
-        "model": options.model,
-        "data": options.data,
-        "split": options.split,
-        "control": options.control,
-        "expressions": len(evaluator),
-        "images": len(np.unique(evaluator.samples(next(iter(protocols))).image_id)),
-        "protocols": protocols,
-        "seconds": round(seconds, 1),
-        "revision": git_revision(),
-        "versions": versions(),
-        "hardware": hardware() | {"processes": accelerator.num_processes},
-    }
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    options = parse_arguments(arguments)
-    if options.predictions is not None:
-        return run(options)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
-    with accelerator.main_process_first():
-        dataset = load_split(options.data, options.split, options.size, options.image_size)
-    model, processor = None, None
-    if options.control != "largest_object":
-        model, processor = load_model(options.model)
-        model = model.to(accelerator.device)
-    predictions = None if options.output is None else PredictionsFile(options.output, accelerator)
-    if options.analyse is not None:  # not above: it needs matplotlib, of the extra `train`
-        from hf_ris.evaluation import analyses
-
-        similarity = analyses.TextSimilarity()
-    start = time.perf_counter()
-    evaluator = evaluate_model(
-        accelerator,
-        model,
-        processor,
-        dataset,
-        protocols=options.protocols or ["original"],
-        batch_size=options.batch_size,
-        max_expressions=options.max_expressions,
-        workers=options.workers,
-        control=options.control,
-        record=None if predictions is None else predictions.record,
-        observe=None if options.analyse is None else similarity.observe,
-        progress=accelerator.is_main_process,
-    )
-    result = report(options, accelerator, evaluator, time.perf_counter() - start)
-    if predictions is not None:
-        predictions.close()
-    if options.analyse is not None:
-        similarity.merge(gather_object([similarity.state()]))
-    if accelerator.is_main_process:
-        for name, metrics in result["protocols"].items():
-            print(f"{name}: {result['expressions']} expressions of {result['images']} images")
-            print("\n".join(f"  {metric:<24}{100 * value:6.2f}" for metric, value in metrics.items()))
-        if options.result is not None:
-            options.result.parent.mkdir(parents=True, exist_ok=True)
-            options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        if options.analyse is not None:
-            metrics = next(iter(result["protocols"].values()))
-            analyses.write(options.analyse, model, processor, dataset, similarity, metrics)
-    accelerator.end_training()
-    return result
-
-
-if __name__ == "__main__":
-    main()
+    processor = AutoProcessor.from_pretrained(reference)
+    return AutoModelForImageSegmentation.from_pretrained(reference), processor

@@ -1,13 +1,11 @@
 """The evaluator that runs without a model: a file of predictions in, every metric under every protocol out.
 
 `evaluate_predictions` reads one file (format: `predictions.py`), `compare_predictions` two of the same expressions,
-pair by pair; `format_report` and `format_comparison` make text of it, `add_arguments` and `run` a command.
+pair by pair; `format_report` and `format_comparison` make text of it.
 """
 
-import argparse
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +29,24 @@ def _target_key(line: dict[str, Any]) -> tuple[int, ...]:
     return line["image_id"], *sorted(line["object_ids"])
 
 
+def _cuts(line: dict[str, Any], thresholds: Iterable[float]) -> dict[float, dict[str, Any] | None]:
+    """The prediction cut at each of `thresholds`, as RLE; None where the line does not hold it."""
+    known = {float(threshold): rle for threshold, rle in line.get("cuts", {}).items()}
+    known.setdefault(line.get("threshold"), line["prediction"])
+    return {threshold: known.get(threshold) for threshold in thresholds}
+
+
+def _thresholds(protocols: Sequence[str]) -> list[float]:
+    """Those that the protocols have of their own."""
+    return sorted({get_protocol(name).threshold for name in protocols} - {None})
+
+
 def _gather(lines: Lines, protocols: Sequence[str]) -> Evaluator:
     """An evaluator that holds all lines under all protocols."""
     parts = all("target_parts" in line for line in lines)
-    evaluator = Evaluator(protocols, target_parts=parts)
+    thresholds = _thresholds(protocols)
+    cut = bool(thresholds) and all(None not in _cuts(line, thresholds).values() for line in lines)
+    evaluator = Evaluator(protocols, probabilities=cut, target_parts=parts)
     expressions = Counter(map(_target_key, lines))
     for line in sorted(lines, key=_target_key):  # so that few objects are open at a time
         evaluator.add(
@@ -42,6 +54,7 @@ def _gather(lines: Lines, protocols: Sequence[str]) -> Evaluator:
             decode_mask(line["target"]),
             line | {"object_expressions": expressions[_target_key(line)]},
             hit=line.get("hit"),
+            cuts={at: decode_mask(rle) for at, rle in _cuts(line, thresholds).items()} if cut else None,
             prediction_480=decode_mask(line["prediction_480"]) if "prediction_480" in line else None,
             target_parts=[decode_mask(part) for part in line["target_parts"]] if parts else None,
         )
@@ -72,12 +85,15 @@ def _notes(lines: Lines, protocols: Sequence[str]) -> list[str]:
         )
     if "rela" in protocols:
         notes.append("rela: the ground truth is the resized mask; the original draws its polygons at 480x480 anew.")
-    cuts = {line.get("threshold") for line in lines}
-    cut = ", ".join("an unknown threshold" if cut is None else f"{cut:g}" for cut in sorted(cuts, key=str))
-    for threshold in sorted({protocol.threshold for protocol in settings if protocol.threshold is not None}):
-        if cuts != {threshold}:
-            cutting = names([protocol for protocol in settings if protocol.threshold == threshold])
-            notes.append(f"{cutting}: a pixel counts above {threshold}, but the predictions were cut at {cut}.")
+    thresholds = _thresholds(protocols)
+    lacking = sum(None in _cuts(line, thresholds).values() for line in lines)
+    if lacking:
+        cuts = sorted({line.get("threshold") for line in lines}, key=str)
+        cut = ", ".join("an unknown threshold" if cut is None else f"{cut:g}" for cut in cuts)
+        for threshold in thresholds:
+            if cuts != [threshold]:
+                cutting = names([protocol for protocol in settings if protocol.threshold == threshold])
+                notes.append(f"{cutting}: a pixel counts above {threshold}, but the predictions were cut at {cut}.")
     lacking = sum("hit" not in line for line in lines)
     if 0 < lacking < len(lines):
         notes.append(f"localization: {lacking} of {len(lines)} lines have no hit and are left out of it.")
@@ -121,12 +137,15 @@ def evaluate_predictions(
     protocols: Sequence[str] | None = None,
     compare: str | Path | None = None,
     *,
+    name: str | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
     groups: int = 4,
 ) -> dict[str, Any]:
     """Every metric of the predictions file `path` under each of `protocols` (names; None: all), with intervals.
+
+    name: what the report calls these predictions; None is their path.
 
     Returns a dict ready for `json.dumps`: file, expressions, images, objects, bootstrap, notes, and
     protocols -> name -> {"description", "overall": metric -> {"value", "low", "high"},
@@ -138,7 +157,7 @@ def evaluate_predictions(
     evaluator = _gather(lines, protocols)
     bootstrap = ImageBootstrap(np.array([line["image_id"] for line in lines]), resamples, confidence, seed)
     report: dict[str, Any] = {
-        "file": str(path),
+        "file": name or str(path),
         "expressions": len(lines),
         "images": int(bootstrap.images.size),
         "objects": len({_target_key(line) for line in lines if line["object_ids"]}),
@@ -146,8 +165,8 @@ def evaluate_predictions(
         "notes": _notes(lines, protocols),
         "protocols": {},
     }
-    for name in protocols:
-        protocol, samples, objects = get_protocol(name), evaluator.samples(name), evaluator.objects(name)
+    for key in protocols:
+        protocol, samples, objects = get_protocol(key), evaluator.samples(key), evaluator.objects(key)
         terms = sample_terms(samples, protocol)
         overall = _estimate(bootstrap, samples.image_id, terms)
         oc_terms = object_terms(objects, protocol)
@@ -163,12 +182,12 @@ def evaluate_predictions(
             }
             for kind, part in _slices(lines, samples, groups).items()
         }
-        report["protocols"][name] = {"description": protocol.description, "overall": overall, "slices": slices}
+        report["protocols"][key] = {"description": protocol.description, "overall": overall, "slices": slices}
     if compare is not None:
         other_lines = read_predictions(compare)
         _check_pairs(path, compare, lines, other_lines)
         settings = get_protocol(protocols[0])
-        report["comparison"] = {"a": str(path), "b": str(compare)} | _duel(
+        report["comparison"] = {"a": report["file"], "b": str(compare)} | _duel(
             lines, other_lines, settings, bootstrap, groups
         )
     return report
@@ -336,34 +355,3 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     text += _table(["metric", "a", "b", "a - b"], rows)
     rows = _slice_rows(comparison["slices"], ["expressions", "wins", "losses"], ["mIoU", "oIoU"], "difference")
     return "\n".join([*text, "", *_table(["a - b", "n", "wins", "losses", "mIoU", "oIoU"], rows)])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the model-free evaluator to the parser of `train/evaluate.py`."""
-    group = parser.add_argument_group("predictions file", "evaluate a file of predictions; no model is loaded")
-    group.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="a line per expression, masks as RLE")
-    group.add_argument("--compare", type=Path, metavar="FILE.jsonl", help="another model's predictions, pair by pair")
-    group.add_argument("--protocols", nargs="+", choices=list(PROTOCOLS), help="default: all; the first one is sliced")
-    group.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default 1000)")
-    group.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default 0.95)")
-    group.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resamples (default 0)")
-    group.add_argument("--length-groups", type=int, default=4, help="groups by expression length (default 4)")
-    group.add_argument("--result", type=Path, metavar="FILE.json", help="write the whole report here")
-
-
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print, and with --result write, the report that the options of `add_arguments` ask for; returns it."""
-    report = evaluate_predictions(
-        arguments.predictions,
-        arguments.protocols,
-        arguments.compare,
-        resamples=arguments.resamples,
-        confidence=arguments.confidence,
-        seed=arguments.bootstrap_seed,
-        groups=arguments.length_groups,
-    )
-    print(format_report(report))
-    if arguments.result is not None:
-        arguments.result.parent.mkdir(parents=True, exist_ok=True)
-        arguments.result.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return report

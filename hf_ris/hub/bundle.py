@@ -35,12 +35,23 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
     for path in evaluations:
         one = json.loads(path.read_text())
         if not {"data", "split", "control", "protocols"} <= one.keys():
-            raise ValueError(f"{path} is not what train/evaluate.py writes with --result.")
+            raise ValueError(f"{path} is not what `hf-ris evaluate` writes with --result.")
         key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
         if key in kept:
             raise ValueError(f"{path} is a second evaluation of {key}; give one of each.")
-        names = ("data", "expressions", "images", "protocols", "revision", "hardware")
-        kept[key] = {name: one[name] for name in names}
+        kept[key] = {name: one[name] for name in ("data", "expressions", "images", "revision", "hardware")}
+        kept[key]["protocols"] = {
+            name: {metric: entry["value"] for metric, entry in of["overall"].items()}
+            for name, of in one["protocols"].items()
+        }
+        first = next(iter(one["protocols"].values()))  # the kinds of expressions, under the first protocol alone
+        kept[key]["slices"] = {
+            kind: {
+                label: {"expressions": part["expressions"], "mIoU": part["metrics"]["mIoU"]["value"]}
+                for label, part in of_kind.items()
+            }
+            for kind, of_kind in first["slices"].items()
+        }
     return kept
 
 
@@ -125,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="output_dir of a training run")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
+    parser.add_argument("evaluations", type=Path, nargs="*", help="files that `hf-ris evaluate --result` wrote")
     parser.add_argument(
         "--pretraining",
         type=Path,

@@ -139,7 +139,7 @@ def _measured(facts: dict[str, Any], validation: dict[str, Any] | None) -> str:
         if controls and rows:
             text += "Controls, which show what can be had without understanding:\n\n"
         elif rows:
-            text += "By `train/evaluate.py`, in percent; a number holds under its protocol only.\n\n"
+            text += "By `hf-ris evaluate`, in percent; a number holds under its protocol only.\n\n"
         text += _table(rows)
     if validation:
         of = f"{validation['images']} images of " if validation["images"] else ""
@@ -192,7 +192,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
         lines.insert(1, f"- Before: {minutes:.0f} minutes of pretraining (`pretraining` in results.json)")
     plain = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return (
-        "\n" + "\n".join(lines) + "\n\nThe recipe, for `python train/train.py --recipe recipe.json`; the run's log is "
+        "\n" + "\n".join(lines) + "\n\nThe recipe, for `hf-ris train recipe.json`; the run's log is "
         f"log.jsonl:\n\n<details>\n\n```yaml\n{plain}```\n\n</details>\n\n"
     )
 

@@ -1,19 +1,7 @@
-"""Push a trained model to the Hub: weights, processor, code, card, recipe, log and results, in one commit.
+"""Pushing a trained model to the Hub: weights, processor, code, card, recipe, log and results, in one commit."""
 
-    python train/evaluate.py --model outputs/lts-refscenes/best --split test --result outputs/lts-refscenes/test.json
-    python train/push.py outputs/lts-refscenes user/lts-refscenes outputs/lts-refscenes/test.json --private
-    python train/push.py space/checkpoints/lts-refscenes user/lts-refscenes
-
-The first argument is a run's folder (train/train.py; its best model is taken) or a bundle (train/bundle.py), further
-ones are JSON files that `train/evaluate.py --result` wrote. Of a run that started from encoders pretrained here, or
-from an earlier run, `--pretraining` names the folders. The card is the architecture's with these numbers; without any
-it says so. `--out DIR` writes the repository there instead, to look at. Log in first: `hf auth login`, or set HF_TOKEN.
-"""
-
-import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,7 +88,7 @@ def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tupl
         raise ValueError(f"There is no folder {source}.")
     is_run = (source / "run.json").exists()
     if not is_run and not (source / "results.json").exists():
-        raise ValueError(f"{source} is neither a run of train/train.py (no run.json) nor a bundle (no results.json).")
+        raise ValueError(f"{source} is neither a training run (no run.json) nor a bundle (no results.json).")
     folder = source / "best" if is_run else source
     if not (folder / "config.json").exists():
         raise ValueError(f"There is no model in {folder}: a run has one after its first evaluation.")
@@ -112,33 +100,3 @@ def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tupl
         facts["results"] |= measured(evaluations)
         recipe = json.loads((source / "recipe.json").read_text(encoding="utf-8"))
     return folder, facts, {**recipe, "output_dir": None}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="RUN_OR_BUNDLE", help="folder")
-    parser.add_argument("repo_id", metavar="ID", help="repository on the Hub, as user/name; made if it is not there")
-    parser.add_argument("evaluations", type=Path, nargs="*", help="files that train/evaluate.py wrote with --result")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made")
-    parser.add_argument(
-        "--pretraining",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="folders of train/pretrain_*.py, or of earlier runs, that it started from",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the repository here and push nothing")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.out is not None:
-            write_repository(options.source, options.out, options.repo_id, options.evaluations, options.pretraining)
-            print(f"wrote {options.out}")
-        else:
-            private, evaluations = options.private, options.evaluations
-            print(f"pushed: {push(options.source, options.repo_id, private, evaluations, options.pretraining)}")
-    except (ValueError, OSError) as error:  # the user's to mend: one sentence, no traceback
-        sys.exit(f"{Path(__file__).name}: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Gathers per-expression pixel counts under any number of protocols, over processes, and turns them into metrics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,9 +96,9 @@ def object_terms(objects: Objects, protocol: Protocol) -> Terms:
 class Evaluator:
     """Per-expression counts under `protocols` (names), added one by one, merged over processes, computed at the end.
 
-    probabilities: every `add` brings the probability map, so that protocols with a threshold of their own cut it there;
-    without, they take the mask as the model cut it. target_parts: every `add` brings the polygons of the ground truth,
-    which "sum_equals_one" needs; without, it takes their union.
+    probabilities: every `add` brings the probability map, or masks cut at the thresholds that protocols have of their
+    own; without, these too take the mask as the model cut it. target_parts: every `add` brings the polygons of the
+    ground truth, which "sum_equals_one" needs; without, it takes their union.
     """
 
     def __init__(
@@ -127,6 +127,7 @@ class Evaluator:
         metadata: dict[str, Any],
         *,
         probability: np.ndarray | None = None,
+        cuts: Mapping[float, np.ndarray] | None = None,
         heatmap: np.ndarray | None = None,
         hit: bool | None = None,
         prediction_480: np.ndarray | None = None,
@@ -136,9 +137,10 @@ class Evaluator:
 
         prediction, target: bool (H, W), the image's size, cut by the model's own threshold. metadata: expression_id,
         image_id, ref_id, object_ids, text, and, so that its masks can be dropped early, object_expressions
-        (`expression_metadata` makes them). probability: float (H, W) in [0, 1]. heatmap: float (H, W) whose maximum
-        should lie in the target; without it `hit` says so, else the probability stands in. prediction_480: what the
-        model gives at 480x480, bool or, with `probabilities`, float; else the prediction is resized (nearest).
+        (`expression_metadata` makes them). probability: float (H, W) in [0, 1]; or cuts: a bool (H, W) for each
+        threshold that a protocol has of its own. heatmap: float (H, W) whose maximum should lie in the target; without
+        it `hit` says so, else the probability stands in. prediction_480: what the model gives at 480x480, bool (cut at
+        the protocols' 0.5) or, with `probabilities`, float; else the prediction is resized (nearest).
         """
         expression_id = int(metadata["expression_id"])
         if expression_id in self._rows:
@@ -150,7 +152,7 @@ class Evaluator:
                 f"{where}: prediction and target are bool masks of one shape, but they are "
                 f"{prediction.dtype} {prediction.shape} and {target.dtype} {target.shape}"
             )
-        if self.probabilities and probability is None:
+        if self.probabilities and probability is None and cuts is None:
             raise ValueError(f"{where}: an Evaluator with probabilities=True needs the probability of every expression")
         if self.target_parts and target_parts is None:
             raise ValueError(f"{where}: an Evaluator with target_parts=True needs the parts of every target")
@@ -162,7 +164,9 @@ class Evaluator:
         row.append(_NO_HIT if hit is None or no_target else int(hit))
         key = (int(metadata["image_id"]), tuple(sorted(metadata["object_ids"])))
         for view, protocol in self._views.items():
-            cut = prediction if view[2] is None else np.asarray(probability)
+            cut = prediction
+            if view[2] is not None:
+                cut = np.asarray(probability) if cuts is None else cuts[view[2]]
             if protocol.size == (480, 480) and prediction_480 is not None:
                 cut = np.asarray(prediction_480)
             predicted = protocol_prediction(cut, protocol, target.shape)

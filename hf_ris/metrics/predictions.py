@@ -8,14 +8,16 @@
   prediction, target                RLE at the image's size: {"size": [height, width], "counts": string}
 and, if known,
   target_parts                      list of RLE, the polygons of the target one by one
-  prediction_480                    RLE of size [480, 480], what a model that works at 480x480 gives there
+  prediction_480                    RLE of size [480, 480], what a model that works at 480x480 gives there, cut at 0.5
+  cuts                              {threshold: RLE}, as {"0.35": RLE, "0.5": RLE}: the prediction cut at the thresholds
+                                    that protocols have of their own
   threshold                         float, the probability above which a pixel was put into `prediction`
   score                             float, the model's confidence
   hit                               bool, whether the maximum of the model's heatmap lies in the target
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,12 @@ import numpy as np
 
 from hf_ris.data.schema import check_rle, encode_mask
 
+from .protocols import THRESHOLDS
 
+
+_THRESHOLDS = tuple(f"{threshold:g}" for threshold in THRESHOLDS)
 _NUMBER = (int, float)
+_RLE = 'an RLE {"size": [height, width], "counts": string}'
 _COUNT_OR_NULL = (int, type(None))
 _FIELDS = {
     "expression_id": int,
@@ -39,12 +45,19 @@ _FIELDS = {
     "prediction": dict,
     "target": dict,
 }
-_OPTIONAL = {"target_parts": list, "prediction_480": dict, "threshold": _NUMBER, "score": _NUMBER, "hit": bool}
+_OPTIONAL = {
+    "target_parts": list,
+    "prediction_480": dict,
+    "cuts": dict,
+    "threshold": _NUMBER,
+    "score": _NUMBER,
+    "hit": bool,
+}
 _TYPE_NAMES = {
     int: "an integer",
     str: "a string",
     list: "a list",
-    dict: 'an RLE {"size": [height, width], "counts": string}',
+    dict: _RLE,
     bool: "true or false",
     _NUMBER: "a number",
     _COUNT_OR_NULL: "an integer or null",
@@ -58,6 +71,7 @@ def prediction_line(
     *,
     target_parts: Sequence[np.ndarray] | None = None,
     prediction_480: np.ndarray | None = None,
+    cuts: Mapping[float, np.ndarray] | None = None,
     threshold: float | None = None,
     score: float | None = None,
     hit: bool | None = None,
@@ -65,13 +79,14 @@ def prediction_line(
     """One line of a predictions file as a dict for `json.dumps`.
 
     metadata: as `evaluator.expression_metadata` gives it. prediction, target, target_parts: bool (H, W) at the image's
-    size; prediction_480: bool (480, 480).
+    size, as those of cuts, by threshold; prediction_480: bool (480, 480).
     """
     line = {name: metadata[name] for name in _FIELDS if name not in ("prediction", "target")}
     line |= {"prediction": encode_mask(prediction), "target": encode_mask(target)}
     optional = {
         "target_parts": None if target_parts is None else [encode_mask(part) for part in target_parts],
         "prediction_480": None if prediction_480 is None else encode_mask(prediction_480),
+        "cuts": None if cuts is None else {f"{at:g}": encode_mask(cut) for at, cut in cuts.items()},
         "threshold": None if threshold is None else float(threshold),
         "score": None if score is None else float(score),
         "hit": None if hit is None else bool(hit),
@@ -86,7 +101,7 @@ def _is_integer(value: Any) -> bool:
 def _check_mask(name: str, rle: Any, size: list[int]) -> None:
     shaped = isinstance(rle, dict) and rle.keys() == {"size", "counts"} and isinstance(rle["counts"], str)
     if not shaped:
-        raise ValueError(f"{name} is {_TYPE_NAMES[dict]}, but here it is {json.dumps(rle)[:60]}")
+        raise ValueError(f"{name} is {_RLE}, but here it is {json.dumps(rle)[:60]}")
     if rle["size"] != size:
         raise ValueError(f"{name} has size {rle['size']}, but {size} is needed")
     try:
@@ -107,7 +122,8 @@ def check_line(line: Any) -> None:
         if kind is None:
             raise ValueError(f"there is no field {name!r}; the optional ones are {', '.join(_OPTIONAL)}")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{name} is {_TYPE_NAMES[kind]}, but here it is {json.dumps(value)[:60]}")
+            wanted = "an object of RLEs by threshold" if name == "cuts" else _TYPE_NAMES[kind]
+            raise ValueError(f"{name} is {wanted}, but here it is {json.dumps(value)[:60]}")
     if min(line["height"], line["width"]) < 1:
         raise ValueError(f"height and width are at least 1, but here they are {line['height']} and {line['width']}")
     if not all(map(_is_integer, line["object_ids"])):
@@ -119,6 +135,12 @@ def check_line(line: Any) -> None:
     _check_mask("target", line["target"], size)
     for index, part in enumerate(line.get("target_parts", [])):
         _check_mask(f"target_parts[{index}]", part, size)
+    for threshold, cut in line.get("cuts", {}).items():
+        if threshold not in _THRESHOLDS:
+            raise ValueError(
+                f"cuts has masks by threshold, of {', '.join(_THRESHOLDS)}, but here is {threshold[:60]!r}"
+            )
+        _check_mask(f"cuts[{threshold}]", cut, size)
     if "prediction_480" in line:
         _check_mask("prediction_480", line["prediction_480"], [480, 480])
 

@@ -87,6 +87,10 @@ PROTOCOLS = {
 }
 
 
+# The thresholds that protocols have of their own.
+THRESHOLDS = tuple(sorted({protocol.threshold for protocol in PROTOCOLS.values() if protocol.threshold is not None}))
+
+
 def get_protocol(name: str) -> Protocol:
     """The protocol of that name; ValueError lists the names there are."""
     if name not in PROTOCOLS:

@@ -1,1 +1,3 @@
-"""The architectures. Flat on purpose: a model file and its single-dot siblings are what a Hub repository carries."""
+"""The architectures; flat, since transformers copies a file with its single-dot siblings to the Hub."""
+
+import transformers  # noqa: F401, before any file here: it is what `hf_ris` waits for to register them all

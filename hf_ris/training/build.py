@@ -138,7 +138,7 @@ def _load_part(model: torch.nn.Module, name: str, path: str | None, processor=No
     if name not in parts:
         raise ValueError(f"initialize.{name}: {type(model).__name__} has no such part, only {', '.join(parts)}.")
     if not Path(path).is_file():
-        programs = "train/pretrain_vision.py or train/pretrain_regions.py"
+        programs = "`python -m hf_ris.training.pretraining.vision` or `.regions`"
         raise ValueError(f"initialize.{name}: there is no file {path}: make it with {programs}, or give null.")
     if processor is not None:
         _check_vocabulary(f"initialize.{name}", Path(path).parent, processor)
@@ -168,7 +168,8 @@ def _load_clip(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> N
         raise ValueError(f"initialize.clip is for architectures with CLIP's text encoder, not {type(model).__name__}.")
     if not Path(recipe.clip).is_file():
         raise ValueError(
-            f"initialize.clip: there is no file {recipe.clip}: make it with train/pretrain_clip.py, or give null."
+            f"initialize.clip: there is no file {recipe.clip}: make it with "
+            "`python -m hf_ris.training.pretraining.clip`, or give null."
         )
     _check_vocabulary("initialize.clip", Path(recipe.clip).parent, processor)
     load_clip_weights(ClipEncoderConfig(pretrained=recipe.clip), image[0] if image else None, text[0])

@@ -1,28 +1,5 @@
-"""Train an architecture on referring segmentation, by a recipe.
+"""The loop of a training run: steps, logs, evaluations and checkpoints at their intervals, by a recipe."""
 
-On one GPU or, without one, on the CPU; anything in the recipe can be overridden by nested.key=value:
-
-    python train/train.py --recipe train/recipes/lts/refscenes.yaml training.seed=1 output_dir=outputs/lts-1
-
-A minute on the CPU, to see that all works:
-
-    python train/train.py --recipe train/recipes/lts/refscenes.yaml training.max_steps=20 data.size=64 \
-        data.validation_size=16 output_dir=outputs/smoke
-
-Several GPUs (DDP; train/accelerate/ also holds fsdp.yaml), and two processes on the CPU. `accelerate launch --cpu
---num_processes 2` would silently start one process:
-
-    accelerate launch --config_file train/accelerate/ddp.yaml train/train.py --recipe train/recipes/lavt/refcoco.yaml
-    accelerate launch --config_file train/accelerate/cpu_two.yaml train/train.py --recipe ...
-
-A run that was killed goes on from its newest checkpoint with --resume and ends with the same weights, bit for bit, as
-one that was not (same number of threads and processes). --stop-at-step N ends early without changing the schedule, so
-that the first steps of a published run can be replayed. A run's folder holds run.json, log.jsonl, best/, last/ and
-checkpoints/. --push-to-hub user/name makes that repository at the start and pushes best/ to it at the end, with a card;
-train/push.py does so later, with the numbers of train/evaluate.py.
-"""
-
-import argparse
 import hashlib
 import json
 import math
@@ -37,16 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
 from hf_ris.data import RisCollator, load_split
 from hf_ris.data.transforms import expression_counts
 from hf_ris.evaluation.answers import evaluate_model
-from hf_ris.hub.push import check, make_repository, push
 from hf_ris.training.build import build_model, build_rows
 from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
 from hf_ris.training.order import StepBatches, seed_of
-from hf_ris.training.recipe import Recipe, load_recipe
+from hf_ris.training.recipe import Recipe
 from hf_ris.training.run_folder import RunFolder, flat_recipe
 
 
@@ -388,56 +363,30 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     )
 
 
-def parse_arguments(arguments: list[str] | None) -> tuple[argparse.Namespace, Recipe]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="a name, as lavt/refcoco, or a YAML file")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
-    parser.add_argument("--stop-at-step", type=int, help="end early, on the full run's schedule")
-    parser.add_argument("--push-to-hub", "--push_to_hub", metavar="ID", help="push the best model here at the end")
-    parser.add_argument("--private", action="store_true", help="of the repository on the Hub, if it is made")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as training.seed=1 or model.fusion_dim=256")
-    options = parser.parse_intermixed_args(arguments)
-    try:
-        if options.push_to_hub is not None:
-            check(options.push_to_hub)
-        return options, load_recipe(options.recipe, options.overrides)
-    except (OSError, ValueError) as error:  # the user's to mend: one sentence, no traceback
-        parser.error(str(error))
+def train(
+    recipe: Recipe, accelerator: Accelerator, output: Path, resume: bool = False, stop_at_step: int | None = None
+) -> dict[str, Any]:
+    """A whole run, which leaves its folder `output`; returns steps, seconds, best mIoU and the last metrics.
 
+    Args:
+        accelerator: of `build_accelerator`. resume: go on from the newest checkpoint in `output`.
+        stop_at_step: end early, on the full run's schedule.
 
-def main(arguments: list[str] | None = None) -> None:
-    disable_progress_bar()  # of saving: there is one bar, of the steps
-    options, recipe = parse_arguments(arguments)
-    output = Path(recipe.output_dir or f"outputs/{recipe.architecture}-{Path(options.recipe).stem}")
-    accelerator = build_accelerator(recipe, output)
+    Raises:
+        ValueError: a recipe that cannot be trained here, or a folder that holds another run.
+    """
     if recipe.training.ema_decay and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError("training.ema_decay needs whole weights in every process; FSDP and DeepSpeed shard them.")
-    pushes = options.push_to_hub is not None and accelerator.is_main_process
-    if pushes:
-        try:
-            make_repository(options.push_to_hub, options.private)
-        except ValueError as error:
-            sys.exit(f"{error} Nothing was trained.")
-    folder = RunFolder(output, accelerator, options.resume, recipe.training.keep_checkpoints)
+    folder = RunFolder(output, accelerator, resume, recipe.training.keep_checkpoints)
     training = Training(recipe, accelerator, folder)
-    if options.resume:
+    if resume:
         training.resume()
     folder.describe(recipe, training.module)
     accelerator.init_trackers(recipe.tracking.project, config=flat_recipe(recipe))
-    stop = min(options.stop_at_step or training.total_steps, training.total_steps)
-    training.run(stop)
+    training.run(min(stop_at_step or training.total_steps, training.total_steps))
     progress = training.progress
     result = {"steps": progress.step, "seconds": progress.seconds, "best_mIoU": progress.best, "last": progress.metrics}
     folder.finish(result)
     accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
     accelerator.end_training()
-    if pushes:
-        try:
-            print(f"pushed: {push(output, options.push_to_hub, options.private)}")
-        except ValueError as error:
-            again = f"python train/push.py {output} {options.push_to_hub}"
-            sys.exit(f"{' '.join(str(error).split())} The run is whole; push it again by {again}")
-
-
-if __name__ == "__main__":
-    main()
+    return result

@@ -42,10 +42,10 @@ class InitializeRecipe:
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
         checkpoint, whose config the recipe's `model` fields then override.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
-    vision_encoder: a safetensors file of the vision encoder's own weights, as train/pretrain_vision.py and
-        train/pretrain_regions.py write it.
-    text_encoder: a safetensors file of the Bi-GRU's own weights, as train/pretrain_regions.py writes it.
-    clip: a safetensors file of CLIP's weights as open_clip names them, as train/pretrain_clip.py writes it.
+    vision_encoder: a safetensors file of the vision encoder's own weights, as `training.pretraining.vision`
+        and `.regions` write it.
+    text_encoder: a safetensors file of the Bi-GRU's own weights, as `training.pretraining.regions` does.
+    clip: a safetensors file of CLIP's weights as open_clip names them, as `training.pretraining.clip` does.
     """
 
     weights: str = "scratch"

@@ -62,7 +62,7 @@ configs:
 
 # {title}
 
-{papers}. Converted from the raw download by `train/prepare_data.py {command}` of hf_ris.
+{papers}. Converted from the raw download by `hf-ris prepare {command}`.
 
 ```python
 from hf_ris.data import load

@@ -15,7 +15,6 @@ from .raw_index import RawIndex
 
 
 DEFAULT_SETS = ("refcoco", "refcoco+", "refcocog")
-CHOICES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut")
 _IMAGE_OFFSET = 1_000_000_000
 
 

@@ -30,12 +30,11 @@ from ..ground_truth import PREPARED_FEATURES, GroundTruth, annotation_masks, cha
 from ..schema import validate_row
 from . import grefcoco, joint, phrasecut, refcoco
 from .card import data_card
-from .published import PUBLISHED, Counts, differences
+from .published import JOINT, PUBLISHED, Counts, differences
 from .raw_files import ImageFiles, RawFiles, read_packed
 from .raw_index import IndexReader, Problem, RawIndex, write_places
 
 
-NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut", "joint")
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
 _ROWS_PER_GROUP = 50
 _LISTED = 5  # problems named in a message; the report has all
@@ -69,8 +68,8 @@ class Options:
         object.__setattr__(self, "sets", sets)
         if self.name != "joint" and sets:
             raise ValueError(f"sets are for joint, not for {self.name}")
-        if len(set(sets)) < len(sets) or set(sets) - set(joint.CHOICES):
-            raise ValueError(f"a joint set is made of distinct ones of {', '.join(joint.CHOICES)}, not of {sets}")
+        if len(set(sets)) < len(sets) or set(sets) - set(JOINT):
+            raise ValueError(f"a joint set is made of distinct ones of {', '.join(JOINT)}, not of {sets}")
         if self.ground_truth not in ("union", "sum_equals_one") or self.text not in ("sent", "raw"):
             raise ValueError(
                 f"ground_truth is union or sum_equals_one and text sent or raw, not {self.ground_truth}, {self.text}"

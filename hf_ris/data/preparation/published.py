@@ -1,7 +1,11 @@
-"""How many references, expressions and images the published data sets have, by split."""
+"""The data sets that can be prepared, and how many references, expressions and images are published of their splits."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
+
+
+JOINT = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut")  # what a joint set can be made of
+NAMES = (*JOINT, "joint")
 
 
 class Counts(NamedTuple):

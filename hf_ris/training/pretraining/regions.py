@@ -240,7 +240,9 @@ def pretrain(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     data, seed = recipe.data, recipe.training.seed
     if options.clip is not None and not (options.clip / "open_clip_model.safetensors").is_file():
-        raise ValueError(f"--clip: {options.clip} holds no CLIP; make it with train/pretrain_clip.py.")
+        raise ValueError(
+            f"--clip: {options.clip} holds no CLIP; make it with `python -m hf_ris.training.pretraining.clip`."
+        )
     set_seed(seed)
     if options.clip is None:
         tokenizer = build_tokenizer(recipe.processor, load_split(data.name, data.split, data.size, data.image_size))
@@ -289,7 +291,7 @@ def pretrain(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=2000, batch_size=16, learning_rate=1.5e-3, evaluate_every=500)
     parser.add_argument(
-        "--clip", type=Path, help="folder of a CLIP that learns on, as train/pretrain_clip.py writes it"
+        "--clip", type=Path, help="folder of a CLIP that learns on, as the pretraining of CLIP writes it"
     )
     parser.add_argument("--frozen-clip", action="store_true", help="it stays; the model's own vision encoder learns")
     parser.add_argument(

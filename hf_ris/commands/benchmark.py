@@ -1,0 +1,94 @@
+"""What a model costs: counted FLOPs, latency, memory, parameters. Weights are random; only sizes matter.
+
+    hf-ris benchmark --arch lts
+    hf-ris benchmark --arch lavt --config overrides.json --expressions 8 --result lavt.json
+    hf-ris benchmark --model outputs/lts-refscenes/best
+    hf-ris benchmark --arch lavt --data data/refcoco --raw downloads --split val --workers 2
+
+FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
+expressions and checked on a third. They are printed with a multiply-add as one (as papers count) and as two (as torch
+counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
+warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
+without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
+
+With --data no model is run, but one epoch of a prepared data set is decoded, preprocessed and collated for the
+architecture, and with --raw the same expressions by a plain PyTorch data set over the raw RefCOCO files, which opens
+the JPEG and draws the polygons for every expression, as the programs of the field do. Both must bring every expression
+once.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_ris import ARCHITECTURES
+
+from . import command
+
+
+_OF_DATA = {"raw": None, "raw_name": "refcoco", "split": "train", "images": None, "batch_size": 8, "workers": 2}
+_OF_A_MODEL = {"expressions": 8, "words": 10, "repeats": 10}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--arch", choices=list(ARCHITECTURES), help="the paper's configuration")
+    which.add_argument("--model", help="the configuration of a saved model, folder or Hub id")
+    parser.add_argument("--config", type=Path, metavar="FILE.json", help="fields of the configuration to override")
+    parser.add_argument("--expressions", type=int, metavar="K", help="at least 2 (default 8)")
+    parser.add_argument("--words", type=int, help="tokens of an expression (default 10)")
+    parser.add_argument("--repeats", type=int, help="timed calls (default 10)")
+    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the result here")
+    data = parser.add_argument_group("loading of data instead of a model")
+    data.add_argument("--data", metavar="DIR_OR_ID", help="a prepared data set")
+    data.add_argument("--raw", type=Path, metavar="DIR", help="its raw files, unpacked: compare with plain loading")
+    data.add_argument("--raw-name", help="folder in RAW with refs(*).p (default refcoco)")
+    data.add_argument("--split", help="(default train)")
+    data.add_argument("--images", type=int, help="images taken (default: the whole split)")
+    data.add_argument("--batch-size", type=int, help="images (default 8)")
+    data.add_argument("--workers", type=int, help="processes (default 2)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """ValueError for options that would be ignored or are out of range."""
+    if options.data is None:
+        command.refuse_unused(options, list(_OF_DATA), "it is for --data")
+    else:
+        command.refuse_unused(options, [*_OF_A_MODEL, "cpu"], "--data runs no model")
+    command.fill_in(options, _OF_DATA | _OF_A_MODEL)
+    if options.expressions < 2:
+        raise ValueError("--expressions must be at least 2: image and expression part are told apart by it.")
+    for name in ("words", "repeats", "batch_size"):
+        if vars(options)[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, not {vars(options)[name]}.")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    check(options)
+    fields = {} if options.config is None else json.loads(options.config.read_text(encoding="utf-8"))
+    import torch
+    from transformers import AutoConfig
+
+    from hf_ris.benchmark import benchmark, benchmark_data, show, show_data
+
+    if options.model is None:
+        config = AutoConfig.for_model(options.arch, **fields)
+    else:
+        with command.loading(options.model):
+            config = AutoConfig.from_pretrained(options.model, **fields)
+    if options.data is not None:
+        result = benchmark_data(config, options)
+        show_data(result)
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+        result = benchmark(config, device, options.expressions, options.words, options.repeats)
+        show(result)
+    if options.result is not None:
+        options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    return command.run("benchmark", arguments)

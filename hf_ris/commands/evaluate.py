@@ -1,0 +1,197 @@
+"""Measure a model on referring segmentation, or a file of predictions without any model.
+
+    hf-ris evaluate --model outputs/lts-refscenes/best --data refscenes --split test --result result.json
+    hf-ris evaluate --model outputs/lts-refscenes/best --output answers.jsonl --compare others.jsonl
+    hf-ris evaluate --predictions answers.jsonl --compare others.jsonl
+    hf-ris evaluate --model clipseg --data data/refcoco --split val
+    accelerate launch --config_file train/accelerate/cpu_two.yaml train/evaluate.py --model ... --output answers.jsonl
+
+`--model` also takes the name of a zero-shot baseline, `clipseg` or `grounded-sam`, whose weights come from the Hub, or
+from where the name says (`grounded-sam:IDEA-Research/grounding-dino-base,facebook/sam-vit-huge`).
+
+A model and the file of its predictions (`--output`) give the same report: every metric under every protocol with its
+interval, slices by length, words and distractors. `--protocols` names one or more conventions (original, lavt480,
+cris, ...); numbers of different ones are not comparable. Results do not depend on the number of processes: every
+expression counts once, by its id. `--control` measures what a benchmark gives away: `largest_object` answers with the
+largest object's mask (needs no model); `other_scene_expression` and `other_object_expression` give the model an
+expression of another scene, or of another object of the same image, and compare with the target of the right one.
+`--analyse DIR` adds plots of lengths and of the inside.
+"""
+
+import argparse
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hf_ris.metrics import PROTOCOLS
+
+from . import command
+
+
+CONTROLS = ("largest_object", "other_scene_expression", "other_object_expression")
+_OF_A_MODEL = {  # options that a file of predictions has no use for, and their defaults
+    "data": "refscenes",
+    "split": "test",
+    "size": None,
+    "image_size": None,
+    "control": None,
+    "batch_size": 16,
+    "max_expressions": 32,
+    "workers": 0,
+    "mixed_precision": "no",
+    "output": None,
+    "analyse": None,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="folder or Hub id of a saved model and processor, or the name of a baseline")
+    parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="a line per expression, masks as RLE")
+    model = parser.add_argument_group("of a model")
+    model.add_argument("--data", help="RefScenes flavour, folder or Hub id (default refscenes)")
+    model.add_argument("--split", help="(default test)")
+    model.add_argument("--size", type=int, help="images taken (default: the whole split)")
+    model.add_argument("--image-size", type=int, help="side of RefScenes images (default 128)")
+    model.add_argument("--control", choices=CONTROLS)
+    model.add_argument("--batch-size", type=int, help="images (default 16)")
+    model.add_argument("--max-expressions", type=int, help="of one image in a batch (default 32)")
+    model.add_argument("--workers", type=int, help="processes that load data, per process (default 0)")
+    model.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default no)")
+    model.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the predictions here")
+    model.add_argument("--analyse", type=Path, metavar="DIR", help="write analyses and plots here")
+    report = parser.add_argument_group("of the report")
+    report.add_argument("--compare", type=Path, metavar="FILE.jsonl", help="another model's predictions, pair by pair")
+    report.add_argument("--protocols", nargs="+", choices=list(PROTOCOLS), help="default: all; the first one is sliced")
+    report.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default 1000)")
+    report.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default 0.95)")
+    report.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resamples (default 0)")
+    report.add_argument("--length-groups", type=int, default=4, help="groups by expression length (default 4)")
+    report.add_argument("--result", type=Path, metavar="FILE.json", help="write the whole report here")
+
+
+def check(options: argparse.Namespace) -> None:
+    """ValueError for options that contradict each other or would be ignored."""
+    if options.predictions is not None:
+        command.refuse_unused(options, ["model", *_OF_A_MODEL], "--predictions is measured without a model")
+    elif options.control == "largest_object":
+        command.refuse_unused(options, ["model", "mixed_precision"], "--control largest_object needs no model")
+    elif options.model is None:
+        raise ValueError("Give --model DIR_OR_HUB_ID, or --predictions FILE.jsonl, or --control largest_object.")
+    if options.resamples < 1 or not 0 < options.confidence < 1 or options.length_groups < 1:
+        raise ValueError(
+            "--resamples and --length-groups are at least 1 and --confidence lies between 0 and 1, not "
+            f"{options.resamples}, {options.length_groups} and {options.confidence}."
+        )
+    command.fill_in(options, _OF_A_MODEL)
+    for name in ("batch_size", "max_expressions"):
+        if vars(options)[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, not {vars(options)[name]}.")
+    if options.size is not None and options.size < 1:
+        raise ValueError(f"--size is at least 1, not {options.size}.")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Print, and with --result write, the report; returns it in the main process, None in others."""
+    check(options)
+    report = report_on(options.predictions, options) if options.predictions else measure(options)
+    if report is not None:
+        show(report, options)
+    return report
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The report of a model's, or a control's, predictions; None but in the main process."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    from hf_ris.baselines import is_baseline
+    from hf_ris.data import load_split
+    from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
+    with accelerator.main_process_first():
+        dataset = load_split(options.data, options.split, options.size, options.image_size)
+    model, processor = None, None
+    if options.model is not None:
+        with nullcontext() if is_baseline(options.model) else command.loading(options.model):
+            model, processor = load_model(options.model)
+        model = model.to(accelerator.device)
+    similarity = None
+    if options.analyse is not None:  # of the extra `train`
+        from hf_ris.evaluation import analyses
+
+        similarity = analyses.TextSimilarity()
+    with TemporaryDirectory() as folder:
+        path = options.output or Path(broadcast_object_list([folder])[0]) / "predictions.jsonl"
+        predictions, start = PredictionsFile(path, accelerator), time.perf_counter()
+        evaluator = evaluate_model(
+            accelerator,
+            model,
+            processor,
+            dataset,
+            batch_size=options.batch_size,
+            max_expressions=options.max_expressions,
+            workers=options.workers,
+            control=options.control,
+            record=predictions.record,
+            observe=None if similarity is None else similarity.observe,
+            progress=accelerator.is_main_process,
+        )
+        predictions.close()
+        report = None
+        if accelerator.is_main_process:
+            report = facts(options, accelerator.num_processes, time.perf_counter() - start)
+            report |= report_on(path, options, name=options.model or options.control)
+        accelerator.wait_for_everyone()  # before the folder goes
+    if similarity is not None:
+        similarity.merge(gather_object([similarity.state()]))
+        if accelerator.is_main_process:
+            metrics = evaluator.compute(groups=options.length_groups)
+            analyses.write(options.analyse, model, processor, dataset, similarity, metrics)
+    accelerator.end_training()
+    return report
+
+
+def facts(options: argparse.Namespace, processes: int, seconds: float) -> dict[str, Any]:
+    """What was measured, and where."""
+    from hf_ris.environment import git_revision, hardware, versions
+
+    return {
+        **{name: vars(options)[name] for name in ("model", "data", "split", "control")},
+        "seconds": round(seconds, 1),
+        "revision": git_revision(),
+        "versions": versions(),
+        "hardware": hardware() | {"processes": processes},
+    }
+
+
+def report_on(predictions: Path, options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
+    from hf_ris.evaluation.report import evaluate_predictions
+
+    return evaluate_predictions(
+        predictions,
+        options.protocols,
+        options.compare,
+        name=name,
+        resamples=options.resamples,
+        confidence=options.confidence,
+        seed=options.bootstrap_seed,
+        groups=options.length_groups,
+    )
+
+
+def show(report: dict[str, Any], options: argparse.Namespace) -> None:
+    from hf_ris.evaluation.report import format_report
+
+    print(format_report(report))
+    if options.result is not None:
+        options.result.parent.mkdir(parents=True, exist_ok=True)
+        options.result.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+    return command.run("evaluate", arguments)
