@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     for verb, says in VERBS.items():
         verbs.add_parser(verb, help=says, add_help=False)
     verb = parser.parse_args(arguments[:1]).verb  # its own options are read by its own file, the only one imported
-    command.run(verb, arguments[1:], prog=f"hf-ris {verb}")
+    command.run(verb, arguments[1:])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,20 @@ def build_tiny(name: str, *overrides: str):
     return model, PROCESSOR_MAPPING[type(config)].from_config(config, tokenizer)
 
 
+def forget_accelerator() -> None:
+    """Accelerate keeps one state a process; a program that starts anew has none."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_of_an_earlier_test():
+    if "accelerate" in sys.modules:
+        forget_accelerator()
+
+
 def formula(count: int, seed: int) -> torch.Tensor:
     """`count` scattered numbers of unit variance, the same everywhere."""
     n = torch.arange(count, dtype=torch.float64)

@@ -422,8 +422,8 @@ def test_what_cannot_be_pushed_is_written_all_the_same(place, monkeypatch, capsy
         convert(place, "official.pth", **{"push-to-hub": "someone/lavt"})
     assert "\n" not in str(refusal.value) and (place / "out" / "model.safetensors").is_file()
     for options, sentence in {
-        ("--push-to-hub", "a/b/c"): "--push-to-hub: Repo id must be in the form",
-        ("--private",): "--private is for --push-to-hub",
+        ("--push-to-hub", "a/b/c"): "Repo id must be in the form",
+        ("--private",): "--private would be ignored: it is for --push-to-hub",
     }.items():
         with pytest.raises(SystemExit):
             main(["lavt", "official.pth", "elsewhere", *options])

@@ -63,7 +63,7 @@ def parse(monkeypatch):
             return parse(["python", options.training_script, *options.training_script_args])
         by_module = words[1] == "-m"
         name, arguments = (words[2], words[3:]) if by_module else (words[1], words[2:])
-        if not by_module and not re.search("argparse|import main", (ROOT / name).read_text()):
+        if not by_module and not re.search("argparse|import main|def main", (ROOT / name).read_text()):
             assert not arguments, f"{name} takes no arguments"
             return None
         with monkeypatch.context() as patched:

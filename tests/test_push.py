@@ -152,7 +152,7 @@ def test_runs_and_bundles_are_pushed(tmp_path):
     assert files["model.safetensors"] == (BUNDLE / "model.safetensors").read_bytes()
     assert "pretraining_log.jsonl" in files
     refused, unreachable, untrained, exists = json.loads(done.stdout.splitlines()[-1])
-    assert refused.startswith("push.py: taken/bundle was not pushed to http://127.0.0.1") and "403" in refused
+    assert refused.startswith("hf-ris push: taken/bundle was not pushed to http://127.0.0.1") and "403" in refused
     assert "someone/bundle was not pushed to http://127.0.0.1:9: " in unreachable and "\n" not in unreachable
     assert "did not make someone/run" in untrained and untrained.endswith("Nothing was trained.") and not exists
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from conftest import forget_accelerator
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
@@ -60,22 +60,9 @@ TINY_LAVT = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state per process: each test starts without any."""
-    _forget_accelerator()
-    yield
-    _forget_accelerator()
-
-
-def _forget_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def run(folder: Path, *extra: str) -> Path:
     """Train the tiny model into `folder`, with further overrides and options."""
-    _forget_accelerator()
+    forget_accelerator()
     train(["--recipe", str(LTS), *TINY, f"output_dir={folder}", *extra])
     return folder
 
@@ -271,7 +258,7 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, extra):
     (broken / "checkpoints" / "step_00000005").rename(broken / "checkpoints" / "step_00000006.tmp")
     with (broken / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(SystemExit, match="holds a run already"):
         run(broken, *extra)
     run(broken, *extra, "--resume")
     assert_same_weights(whole, broken)
@@ -332,7 +319,7 @@ def test_tensorboard_receives_what_the_log_does(tmp_path):
 
 
 def test_a_diverged_run_stops_and_says_so(tmp_path):
-    with pytest.raises(ValueError, match="loss is nan at step|weights are not finite"):
+    with pytest.raises(SystemExit, match="loss is nan at step|weights are not finite"):
         run(tmp_path / "diverged", "optimizer.learning_rate=1e38", "training.clip_norm=0", "schedule.warmup_steps=0")
 
 
@@ -340,7 +327,7 @@ def test_a_diverged_run_stops_and_says_so(tmp_path):
 
 
 def scores(*arguments: str) -> dict:
-    _forget_accelerator()
+    forget_accelerator()
     asked = ["--split", "val", "--size", "6", "--image-size", "64", "--resamples", "10"]
     return evaluate([*asked, *arguments])
 
@@ -514,7 +501,7 @@ def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
     assert start("evaluate.py", *arguments, processes=2).wait() == 0
     two = json.loads(result.read_text())
     assert two["hardware"]["processes"] == 2
-    _forget_accelerator()
+    forget_accelerator()
     alone = evaluate([*asked, "--output", str(tmp_path / "one.jsonl")])
     assert two["expressions"] == alone["expressions"]
     assert values(two) == pytest.approx(values(alone), abs=1e-3)

@@ -9,7 +9,6 @@ import importlib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -20,14 +19,11 @@ def user_errors() -> tuple[type[Exception], ...]:
     return ValueError, OSError, HTTPError, StrictDataclassError
 
 
-def run(verb: ModuleType | str, arguments: list[str] | None = None, prog: str | None = None) -> Any:
-    """Read the options of a verb's module (or of its name) and run it; returns what it returns.
-
-    arguments: None takes those of the process. prog: what help and errors call the program; None is the script's name.
-    """
-    module = importlib.import_module(f"hf_ris.commands.{verb}") if isinstance(verb, str) else verb
+def run(verb: str, arguments: list[str] | None = None) -> Any:
+    """Read the options of a verb and run it; returns what it returns. arguments: None takes those of the process."""
+    module = importlib.import_module(f"hf_ris.commands.{verb}")
     parser = argparse.ArgumentParser(
-        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"hf-ris {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)

@@ -113,13 +113,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
-    with accelerator.main_process_first():
-        dataset = load_split(options.data, options.split, options.size, options.image_size)
     model, processor = None, None
     if options.model is not None:
         with nullcontext() if is_baseline(options.model) else command.loading(options.model):
             model, processor = load_model(options.model)
         model = model.to(accelerator.device)
+    with accelerator.main_process_first():
+        dataset = load_split(options.data, options.split, options.size, options.image_size)
     similarity = None
     if options.analyse is not None:  # of the extra `train`
         from hf_ris.evaluation import analyses
