@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from raw_refcoco import write_raw_refcoco
-from test_conversion import OVERRIDES, official, tiny_model
+from test_conversion import OVERRIDES, WORDS, official, tiny_model
 
 
 METRICS = ("ris_iou", "ris_oc_iou", "ris_localization", "ris_length_iou", "ris_video_jf")
@@ -83,7 +83,7 @@ def test_every_tool_works_from_an_empty_folder(installed, tmp_path):
     write_raw_refcoco(inputs / "raw", 8, 64)
     torch.save({"model": official(tiny_model())}, inputs / "official.pth")
     (inputs / "overrides.json").write_text(json.dumps(OVERRIDES))
-    (inputs / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijkl"]) + "\n")
+    (inputs / "vocab.txt").write_text("\n".join(WORDS) + "\n")
 
     def hf_ris(*words: str | Path) -> str:
         return call(installed / "hf-ris", *words, cwd=folder, env=environment)
