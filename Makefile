@@ -25,4 +25,4 @@ demo:  ## the Space, at http://127.0.0.1:7860
 	$(PYTHON) space/app.py
 
 docs:  ## pages of the API in outputs/docs (needs pip install -e ".[dev]")
-	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs hf_ris '!hf_ris.metrics.*.app'
+	$(PYTHON) docs/api.py
