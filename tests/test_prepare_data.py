@@ -327,12 +327,16 @@ def test_references_that_do_not_fit_are_named(raw, tmp_path, change, message):
         ),
         (lambda i: i["images"][0].update(height=0), "image 3 has height x width 0 x 50"),
         (lambda i: i["annotations"][0].update(bbox=[1, 2, 3]), "annotation 30 has bbox .1, 2, 3., not"),
-        (lambda i: i["annotations"][0].update(segmentation=[[1, 2]]), "annotation 30 of COCO_.*003.jpg: .*pycocotools"),
-        (lambda i: i["annotations"][2].update(segmentation={"size": [1, 1], "counts": [1]}), "annotation 32 .*size"),
+        (lambda i: i["annotations"][0].update(segmentation=[[1, 2]]), "COCO_.*003.jpg .* annotation 30: none of the"),
+        (lambda i: i["annotations"][1].update(segmentation={"size": [1, 1], "counts": [1]}), "annotation 31: .*size"),
         (lambda i: i["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "annotation 30 has bbox .1, 2, 3, nan."),
-        (lambda i: i["annotations"][1].update(id=30), "the object with image_id 3, object_id 30 twice, and not alike"),
+        (
+            lambda i: i["annotations"].append(i["annotations"][0] | {"bbox": [0, 0, 1, 1]}),
+            "the object with image_id 3, object_id 30 twice, and not alike",
+        ),
         (lambda i: i["images"][1].update(id=3), "the image with image_id 3 twice, and not alike"),
-        (lambda i: i["annotations"][0].pop("category_id"), "instances.json has an entry in annotations that is none"),
+        (lambda i: i["annotations"][0].pop("category_id"), "annotation 30 has no category_id"),
+        (lambda i: i["annotations"][0].pop("id"), "instances.json has an entry in annotations that is none"),
         (lambda i: i["annotations"][0].update(category_id=77), "annotation 30 has the category 77, which"),
     ],
 )
@@ -346,7 +350,8 @@ def test_annotations_that_do_not_fit_are_named(raw, tmp_path, change, message):
 
 def test_wrong_options_and_places_are_named(raw, tmp_path):
     for arguments, message in (
-        ({"name": "coco"}, "no data set 'coco' to prepare: choose one of refcoco, refcoco.,"),
+        ({"name": "../coco"}, "'../coco' is no name of a data set to prepare: choose one of refcoco, refcoco.,"),
+        ({"name": "rrsisd", "split_by": "a b"}, "'a b' is no name"),
         ({"name": "refcoco", "split_by": "umd"}, "refcoco is split by unc, not by umd"),
         ({"name": "refcoco", "sets": ("refcoco",)}, "sets are for joint"),
         ({"name": "joint", "sets": ("refcoco", "coco")}, "distinct ones of refcoco"),
@@ -357,6 +362,8 @@ def test_wrong_options_and_places_are_named(raw, tmp_path):
             Options(**arguments)
     with pytest.raises(ValueError, match=r"holds no refcoco\+/refs\(unc\).p, neither as a file nor in a zip"):
         convert(raw, tmp_path / "out", "refcoco+")
+    with pytest.raises(ValueError, match=r"no data set 'refcocoo' to prepare: .* no refcocoo/refs\(...\).p.* refcoco,"):
+        convert(raw, tmp_path / "out", "refcocoo")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="7 x missing image"):
         convert(raw, tmp_path / "out", images=[tmp_path / "empty"])

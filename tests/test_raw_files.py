@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from hf_ris.data import annotation_masks, change_ground_truth, decode_mask, encode_mask, horizontal_flip, target_parts
+from hf_ris.data.ground_truth import degenerate_polygons
 from hf_ris.data.preparation import raw_files as raw_files_module
 from hf_ris.data.preparation.plain_pickle import iterate_pickled_list
 from hf_ris.data.preparation.published import PUBLISHED, Counts, differences
@@ -335,11 +336,15 @@ def test_runs_and_points():
     [
         ([], "neither a list of polygons nor an RLE"),
         (None, "neither"),
-        ([[]], "no polygon"),
+        ([[]], "none of the polygons .* has three points"),
         ([[1, 2, float("nan"), 4, 5, 6]], "no polygon .* near the image"),
         ([[1, 2, 1e12, 4, 5, 6]], "near the image"),
         ([["a", 2, 3, 4, 5, 6]], "no polygon"),
-        ([[1, 2]], "cannot be read by pycocotools"),
+        ([[1, 2], [1, 2, 3, 4]], "none of the polygons .* has three points"),
+        ([[(-1) ** (k // 2) * 9e4 for k in range(20_000)]], "the outline .* is 1,800,000,000 pixels long"),
+        ([[[[1, 2], [3, 4], [5, 6]]]], "no polygon"),
+        ([[1, 2, 3, 4, 5, 6], {"size": [HEIGHT, WIDTH], "counts": [2000]}], "no polygon"),
+        ([{"size": [HEIGHT, WIDTH], "counts": [2000]}, {"size": [1, 1], "counts": [1]}], "has size .1, 1."),
         ({"size": [WIDTH, HEIGHT], "counts": [2000]}, "size .50, 40., but the image is 40 x 50"),
         ({"size": [HEIGHT, WIDTH], "counts": [1999]}, "sum to 1999, but its size needs 2000"),
         ({"size": [HEIGHT, WIDTH], "counts": [-1, 2001]}, "neither a string nor a list"),
@@ -351,6 +356,28 @@ def test_runs_and_points():
 def test_broken_segmentations_are_named(segmentation, message):
     with pytest.raises(ValueError, match=message):
         annotation_masks(segmentation, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("points", [[], [1, 2], [12, 12, 14, 14]])
+@pytest.mark.parametrize("place", [0, 1])
+def test_polygons_without_area_are_left_out(points, place):
+    drawn = [SQUARE]
+    drawn.insert(place, points)
+    assert annotation_masks(drawn, HEIGHT, WIDTH) == annotation_masks([SQUARE], HEIGHT, WIDTH)
+    assert degenerate_polygons(drawn) == 1 and degenerate_polygons([SQUARE]) == 0
+
+
+def test_polygons_may_be_lists_of_points():
+    points = [SQUARE[place : place + 2] for place in range(0, 8, 2)]
+    assert annotation_masks([points], HEIGHT, WIDTH) == annotation_masks([SQUARE], HEIGHT, WIDTH)
+
+
+def test_a_list_of_rles_is_their_union():
+    masks = np.zeros((2, HEIGHT, WIDTH), bool)
+    masks[0, 3:9, 4:12], masks[1, 6:20, 10:30] = True, True
+    union, several = annotation_masks([encode_mask(mask) for mask in masks], HEIGHT, WIDTH)
+    assert np.array_equal(decode_mask(union), masks.any(0)) and np.array_equal(decode_mask(several), masks.all(0))
+    assert annotation_masks([encode_mask(masks[0])], HEIGHT, WIDTH) == (encode_mask(masks[0]), None)
 
 
 # Counts

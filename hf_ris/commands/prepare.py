@@ -12,6 +12,7 @@ RAW holds the downloads as they are, unpacked or in their zip archives:
     grefcoco/ grefs(unc).json  instances.json
     phrasecut/ refer_train.json ... image_data_split.json
     images/train2014/COCO_train2014_*.jpg       (or train2014.zip; PhraseCut: VG_100K and VG_100K_2, or their archives)
+    NAME/     refs(WHO).p  instances.json       (any other set in refer's format, as RRSIS-D; images in any folder)
 
 A run that was killed goes on when it is started again.
 """
@@ -36,13 +37,15 @@ _OF_SETS = {  # options that some data sets alone have, with their defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("name", metavar="NAME", help=", ".join(NAMES) + ", or the folder of another in refer's format")
     parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder of the downloads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders or zip archives of the images")
     parser.add_argument("--ground-truth", choices=("union", "sum_equals_one"), default="union")
     parser.add_argument("--text", choices=("sent", "raw"), help="of a sentence (default sent); not of phrasecut")
-    parser.add_argument("--split-by", choices=("umd", "google"), help="of refcocog (default umd)")
+    parser.add_argument(
+        "--split-by", metavar="WHO", help="refcocog: umd (default) or google; other names: of refs(WHO).p"
+    )
     parser.add_argument("--sets", nargs="+", choices=JOINT, help=f"of joint (default {' '.join(JOINT[:3])})")
     parser.add_argument("--images-per-shard", type=int, default=500, metavar="N")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="default: one per core")
@@ -54,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     for option, (default, names) in _OF_SETS.items():
-        if options.name not in names:
+        if options.name not in NAMES and option == "split_by":
+            continue
+        if options.name not in names and (options.name in NAMES or option == "sets"):
             command.refuse_unused(options, [option], f"it is for {', '.join(names)}, not for {options.name}")
         else:
             command.fill_in(options, {option: default})
@@ -80,8 +85,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{options.out}: {images:,} images in {seconds:.1f} s, {images / seconds:.1f} a second")
     memory = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peak_memory().items())
     print(f"peak memory: {memory}; {imported / 2**20:.0f} MiB before the work began, for libraries")
-    if report["problems"]:
-        print(f"{len(report['problems'])} problems: they are listed in {options.out / 'report.json'}", file=sys.stderr)
+    for kind in ("problems", "remarks"):
+        if report[kind]:
+            print(f"{len(report[kind])} {kind}: they are listed in {options.out / 'report.json'}", file=sys.stderr)
     if options.push_to_hub is not None:
         print(f"pushed to {push(options.out, options.push_to_hub, options.private)}")
     return report

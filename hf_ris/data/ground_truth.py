@@ -17,6 +17,7 @@ from .schema import FEATURES, check_rle, decode_mask, encode_mask, mirror_rle, u
 
 
 _FAR = 100_000  # pixels
+_LONGEST = 4_000_000  # pixels, of the outline of all polygons of an annotation: to draw one takes 100 bytes a pixel
 
 GroundTruth = Literal["union", "sum_equals_one"]
 
@@ -36,9 +37,12 @@ def annotation_masks(segmentation: Any, height: int, width: int) -> tuple[dict[s
 
     Args:
         segmentation: as COCO has it, a list of polygons [x1, y1, x2, y2, ...] or an RLE, compressed or as a list of
-            runs; or {"points": [[[x, y], ...], ...]}, PhraseCut's polygons, drawn as its program does.
+            runs; a list of such RLEs, as remote-sensing sets in refer's format have it; or {"points": [[[x, y], ...],
+            ...]}, PhraseCut's polygons, drawn as its program does.
 
-    Raises ValueError for anything else, and for an RLE of another size.
+    Polygons of fewer than three points have no area and are left out (`degenerate_polygons` counts them).
+
+    Raises ValueError for anything else, for an RLE of another size, and where no polygon is left.
     """
     if isinstance(segmentation, dict) and "points" in segmentation:
         return encode_mask(_draw_points(segmentation["points"], height, width)), None
@@ -46,25 +50,66 @@ def annotation_masks(segmentation: Any, height: int, width: int) -> tuple[dict[s
         return _checked_rle(segmentation, height, width), None
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("the segmentation is neither a list of polygons nor an RLE")
-    if not all(isinstance(polygon, list) and _is_near(polygon) for polygon in segmentation):
-        raise ValueError("the segmentation holds something that is no polygon [x1, y1, x2, y2, ...] near the image")
-    try:
-        parts = coco_mask.frPyObjects(segmentation, height, width)
-    except Exception as error:  # pycocotools raises plain Exceptions
-        raise ValueError(f"the segmentation cannot be read by pycocotools: {error}") from error
-    parts = [{"size": [height, width], "counts": part["counts"].decode("ascii")} for part in parts]
+    if all(isinstance(part, dict) for part in segmentation):
+        parts = [_checked_rle(rle, height, width) for rle in segmentation]
+    else:
+        parts = _draw_polygons(segmentation, height, width)
     union = union_rle(parts, (height, width))
     if coco_mask.area(union) == coco_mask.area(parts).sum():
         return union, None
-    return union, encode_mask(coco_mask.decode(parts).sum(-1, dtype=np.int32) > 1)
+    covered = np.zeros((height, width), np.uint8)
+    for part in parts:  # one by one: there may be thousands
+        covered = np.minimum(covered + decode_mask(part), 2)
+    return union, encode_mask(covered > 1)
+
+
+def degenerate_polygons(segmentation: Any) -> int:
+    """How many polygons of a segmentation that `annotation_masks` can draw it leaves out."""
+    polygons = segmentation if isinstance(segmentation, list) else []
+    return sum(isinstance(polygon, list) and _points(polygon).size < 6 for polygon in polygons)
+
+
+def _points(polygon: list) -> np.ndarray:
+    """Float (2n,) of [x1, y1, ...], which may also come as [[x1, y1], ...]; NaN where it is no polygon."""
+    try:
+        points = np.array(polygon, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan] * 6)
+    if points.ndim == 2 and points.shape[1] == 2:
+        return points.reshape(-1)
+    return points if points.ndim == 1 else np.array([np.nan] * 6)
+
+
+def _draw_polygons(segmentation: list, height: int, width: int) -> list[dict[str, Any]]:
+    """RLEs of the polygons that have an area."""
+    if not all(isinstance(polygon, list) for polygon in segmentation):
+        raise ValueError("the segmentation holds something that is no polygon [x1, y1, x2, y2, ...] near the image")
+    polygons = [_points(polygon) for polygon in segmentation]
+    if not all((np.abs(points) < _FAR).all() for points in polygons):
+        raise ValueError("the segmentation holds something that is no polygon [x1, y1, x2, y2, ...] near the image")
+    polygons = [points for points in polygons if points.size >= 6]
+    if not polygons:
+        raise ValueError("none of the polygons of the segmentation has three points")
+    length = sum(_outline(points) for points in polygons)
+    if length > _LONGEST:
+        raise ValueError(f"the outline of the segmentation is {length:,.0f} pixels long, which is no outline")
+    drawn = coco_mask.frPyObjects([points.tolist() for points in polygons], height, width)
+    return [{"size": [height, width], "counts": part["counts"].decode("ascii")} for part in drawn]
+
+
+def _outline(points: np.ndarray) -> float:
+    """The length of a closed polygon, as drawing steps along it: the longer of its two sides for each edge."""
+    corners = points[: points.size // 2 * 2].reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(1).sum())
 
 
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
-        raise ValueError(f"the RLE has size {size}, but the image is {height} x {width} (height x width)")
+        raise ValueError(f"the RLE has size {str(size)[:60]}, but the image is {height} x {width} (height x width)")
+    size = [height, width]
     if isinstance(counts, str):
-        check_rle(rle)
+        check_rle({"size": size, "counts": counts})
         return {"size": size, "counts": counts}
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
         raise ValueError("the counts of the RLE are neither a string nor a list of run lengths")
@@ -74,23 +119,18 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
     return {"size": size, "counts": packed["counts"].decode("ascii")}
 
 
-def _is_near(polygon: list) -> bool:
-    """Drawing takes memory by the length of the outline, and NaN would have none."""
-    try:
-        return len(polygon) > 0 and bool((np.abs(np.array(polygon, np.float64)) < _FAR).all())
-    except (TypeError, ValueError):
-        return False
-
-
 def _draw_points(polygons: list[list[list[float]]], height: int, width: int) -> np.ndarray:
     """Bool (H, W): PhraseCut's program truncates coordinates and lets Pillow fill the polygon with its outline."""
     canvas = Image.new("1", (width, height))
     pen = ImageDraw.Draw(canvas)
+    if not isinstance(polygons, list):
+        raise ValueError("the segmentation holds no list of polygons [[x, y], ...]")
     for polygon in polygons:
-        if not isinstance(polygon, list) or not _is_near(polygon):
+        points = _points(polygon) if isinstance(polygon, list) else np.array([np.nan])
+        if points.size % 2 or not (np.abs(points) < _FAR).all():
             raise ValueError("the segmentation holds something that is no polygon [[x, y], ...] near the image")
-        if len(polygon) >= 2:
-            pen.polygon([(int(x), int(y)) for x, y in polygon], outline=1, fill=1)
+        if points.size >= 4:
+            pen.polygon([(int(x), int(y)) for x, y in points.reshape(-1, 2)], outline=1, fill=1)
     return np.asarray(canvas)
 
 

@@ -97,10 +97,11 @@ SHA-256 over the lines `sha256  file name` of all images, in the order of the ro
 def data_card(report: dict[str, Any]) -> str:
     """The card as Markdown with its YAML head."""
     plan = report["plan"]
-    name, title = plan["name"], _TITLES[plan["name"]]
+    name, title = plan["name"], _TITLES.get(plan["name"], plan["name"])
     full = name if plan["split_by"] is None else f"{name} ({plan['split_by']})"
-    papers = [_PAPERS[entry] for entry in plan["sets"] or [name]]
-    command = " ".join([name] + [f"--split-by {plan['split_by']}"] * (name == "refcocog"))
+    papers = [_PAPERS.get(entry, f"{entry}, a data set in refer's format") for entry in plan["sets"] or [name]]
+    others = name == "refcocog" or (name not in _TITLES and plan["split_by"] is not None)
+    command = " ".join([name] + [f"--split-by {plan['split_by']}"] * others)
     command += f" --sets {' '.join(plan['sets'])}" if plan["sets"] else ""
     command += f" --ground-truth {plan['ground_truth']}" + f" --text {plan['text']}" * (name != "phrasecut")
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in report["splits"])
@@ -115,7 +116,7 @@ def data_card(report: dict[str, Any]) -> str:
         note="".join(f"\n{_NOTES[key]}\n" for key in (full, name) if key in _NOTES),
         counts=_counts(report["splits"]),
         published=_published(full, report),
-        problems=_problems(report["problems"]),
+        problems=_problems(report["problems"], report["remarks"]),
         sources="\n".join(f"- `{source['file']}`: SHA-256 `{source['sha256']}`" for source in plan["sources"]),
         images=report["images_sha256"],
         licence=_licence(plan),
@@ -150,17 +151,22 @@ def _published(title: str, report: dict[str, Any]) -> str:
     return f"References, expressions and images of the raw files {word} those of the published data set.\n"
 
 
-def _problems(problems: list[dict[str, Any]]) -> str:
-    if not problems:
-        return ""
-    lines = [f"\nLeft out: {len(problems)} images or expressions, all listed in report.json, such as\n"]
-    lines += [f"- {json.dumps(problem)}" for problem in problems[:_LISTED]]
-    return "\n".join(lines) + "\n"
+def _problems(problems: list[dict[str, Any]], remarks: list[str]) -> str:
+    lines = []
+    if problems:
+        lines += [f"\nLeft out: {len(problems)} images or expressions, all listed in report.json, such as\n"]
+        lines += [f"- {json.dumps(problem)}" for problem in problems[:_LISTED]]
+    if remarks:
+        lines += [
+            f"\nAnnotations that no expression needed and that could not be drawn, or only in part: {len(remarks)}"
+        ]
+        lines[-1] += ", all listed in report.json."
+    return "\n".join(lines) + "\n" * bool(lines)
 
 
 def _licence(plan: dict[str, Any]) -> str:
     names = set(plan["sets"] or [plan["name"]])
-    parts = [_COCO_LICENCE] if names - {"phrasecut"} else []
+    parts = [_COCO_LICENCE] if names & {"refcoco", "refcoco+", "refcocog", "grefcoco"} else []
     if "phrasecut" in names:
         parts.append("Photographs: Visual Genome, from Flickr; each keeps its photographer's licence.")
     parts.append("The expressions are under the terms of their authors (see the papers named above).")

@@ -15,7 +15,11 @@ PICTURES = ("train2014",)
 
 def fill(index: RawIndex, raw: RawFiles, name: str, split_by: str, text: str = "sent") -> list[RawFile]:
     """Put gRefCOCO into `index`; returns the files that were read. `text` as in `refcoco.fill`."""
-    references, instances = find(raw, name, split_by)
+    return fill_from(index, *find(raw, name, split_by), text)
+
+
+def fill_from(index: RawIndex, references: RawFile, instances: RawFile, text: str) -> list[RawFile]:
+    """Put these two files into `index`; returns them."""
     add_instances(index, instances)
     add_references(index, _references(references), references.name, text)
     return [references, instances]

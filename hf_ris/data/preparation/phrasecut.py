@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .raw_files import RawFile, RawFiles, iterate_json
-from .raw_index import RawIndex
+from .brief import brief
+from .raw_files import RawFile, RawFiles, check_name, iterate_json
+from .raw_index import RawIndex, is_text
 
 
 SPLIT_BY = {"phrasecut": (None,)}
@@ -29,9 +30,10 @@ def fill(index: RawIndex, raw: RawFiles, name: str, split_by: None = None, image
                 number, coco = entry["image_id"], entry.get("coco_id")
                 # COCO's id of the same photograph, where there is one
                 photo = -number if coco is None else int(coco)
-                index.add_image(number + image_offset, f"{number}.jpg", entry["height"], entry["width"], photo)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{images.name} has an entry that is no image: {str(entry)[:200]}") from error
+                name = check_name(f"{number + 0}.jpg", images.name)
+                index.add_image(number + image_offset, name, entry["height"], entry["width"], photo)
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+                raise ValueError(f"{images.name} has an entry that is no image ({error}): {brief(entry)}") from error
     objects = 0
     for file in tasks:
         split = file.name.rsplit("refer_", 1)[1].removesuffix(".json")
@@ -41,7 +43,7 @@ def fill(index: RawIndex, raw: RawFiles, name: str, split_by: None = None, image
                 try:
                     targets, objects = _add_instances(index, task, task["image_id"] + image_offset, objects)
                     image, phrase = task["image_id"] + image_offset, task["phrase"].strip()
-                except (KeyError, TypeError, AttributeError) as error:
+                except (KeyError, TypeError, AttributeError, ValueError) as error:
                     raise ValueError(f"entry {place} of {file.name} is no task of PhraseCut: {error}") from error
                 index.add_expression(split, image, number, number, phrase, targets)
     return [images, *tasks]
@@ -67,6 +69,8 @@ def _add_instances(index: RawIndex, task: dict[str, Any], image: int, objects: i
     targets = []
     for box, polygons in zip(task["instance_boxes"], task["Polygons"], strict=True):
         category, segmentation = structure.get("name") or "", {"points": polygons}
+        if not is_text(category):
+            raise TypeError(f"its name is {brief(category)}")
         known = index.find_object(image, category, segmentation)
         if known is None:
             known, objects = objects, objects + 1

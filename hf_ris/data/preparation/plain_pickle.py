@@ -6,7 +6,7 @@ also streams: of the list that such a file holds, one item is in memory at a tim
 """
 
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 
@@ -25,7 +25,7 @@ _MAKERS: dict[str, Callable[[], Any]] = {
 _FROM_MARK: dict[str, Callable[[list], Any]] = {
     "LIST": list,
     "TUPLE": tuple,
-    "DICT": lambda items: dict(zip(items[::2], items[1::2], strict=True)),
+    "DICT": lambda items: dict(_pairs(items)),
 }
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
@@ -73,7 +73,7 @@ class _Machine:
             if name == "SETITEM":
                 self.marks.append(len(stack) - 2)
             items = self.since_mark()
-            _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+            _expect(stack[-1], dict).update(_pairs(items))
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise _Refused(name)
 
@@ -89,6 +89,14 @@ class _Machine:
         items = self.stack[height:]
         del self.stack[height:]
         return items
+
+
+def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
+    """Keys and values; a key of nested tuples that repeat each other would take for ever to be hashed."""
+    for key in items[::2]:
+        if not isinstance(key, (str, int, float, type(None))):
+            raise TypeError(f"a {type(key).__name__} is the key of a dict")
+    return zip(items[::2], items[1::2], strict=True)
 
 
 def _expect(value: Any, kind: type) -> Any:

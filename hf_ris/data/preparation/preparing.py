@@ -7,35 +7,32 @@ one by one, so memory does not grow with the data.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import ExifTags, Image
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from ..ground_truth import PREPARED_FEATURES, GroundTruth, annotation_masks, change_ground_truth
-from ..schema import validate_row
-from . import grefcoco, joint, phrasecut, refcoco
+from ..ground_truth import PREPARED_FEATURES, GroundTruth
+from . import grefcoco, joint, phrasecut, refcoco, refer
 from .card import data_card
 from .published import JOINT, PUBLISHED, Counts, differences
-from .raw_files import ImageFiles, RawFiles, read_packed
-from .raw_index import IndexReader, Problem, RawIndex, write_places
+from .raw_files import ImageFiles, RawFiles
+from .raw_index import IndexReader, RawIndex, write_places
+from .rows import Record, Shard, make_row
 
 
-_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
 _ROWS_PER_GROUP = 50
 _LISTED = 5  # problems named in a message; the report has all
 
@@ -44,8 +41,10 @@ _LISTED = 5  # problems named in a message; the report has all
 class Options:
     """What decides the bytes of a prepared data set, besides its raw files.
 
-    split_by: who split it: "umd" (default) or "google" for refcocog; the others have one. sets: what a joint set is
-        made of. ground_truth, text: see `ground_truth.py` and `refcoco.fill`.
+    name: one of NAMES, or what another set in refer's format is called (`refer.py`).
+    split_by: who split it: "umd" (default) or "google" for refcocog; the others have one, which a set of another name
+        must be told only if several lie there. sets: what a joint set is made of. ground_truth, text: see
+        `ground_truth.py` and `refcoco.fill`.
     """
 
     name: str
@@ -58,7 +57,8 @@ class Options:
     def __post_init__(self):
         choices = {**refcoco.SPLIT_BY, **grefcoco.SPLIT_BY, **phrasecut.SPLIT_BY, "joint": (None,)}
         if self.name not in choices:
-            raise ValueError(f"there is no data set {self.name!r} to prepare: choose one of {', '.join(choices)}")
+            refer.check_name(self.name, self.split_by, tuple(choices))
+            choices[self.name] = (self.split_by,)
         if self.split_by is None:
             object.__setattr__(self, "split_by", choices[self.name][0])
         if self.split_by not in choices[self.name]:
@@ -81,17 +81,6 @@ class Options:
     def title(self) -> str:
         """As `PUBLISHED` has it."""
         return self.name if self.split_by is None else f"{self.name} ({self.split_by})"
-
-
-class _Shard(NamedTuple):
-    """Rows [start, stop) of a split: the Parquet file, and what was counted, which says that the file is whole."""
-
-    file: Path
-    record: Path
-    split: str
-    start: int
-    stop: int
-    ground_truth: GroundTruth
 
 
 def prepare(
@@ -119,19 +108,41 @@ def prepare(
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     raw = RawFiles(raw, several=options.name == "joint")
-    plan = {"format": 1, **asdict(options), "sources": _sources(raw, options)}
+    plan = {"format": 2, **asdict(options), "sources": _sources(raw, options)}
     plan = json.loads(json.dumps(plan))
     if out.exists():
         return _finished(out, plan)
     _begin(partial, plan)
+    try:
+        _work(raw, partial, plan, options, images, workers, check_counts, allow_problems)
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"the work in {partial} cannot go on ({error}): make room, or remove the folder, and run the command again"
+        ) from error
+    os.rename(partial, out)
+    return _finished(out, plan)
+
+
+def _work(
+    raw: RawFiles,
+    partial: Path,
+    plan: dict[str, Any],
+    options: Options,
+    images: Sequence[str | Path],
+    workers: int,
+    check_counts: bool,
+    allow_problems: bool,
+) -> None:
+    """All of `partial`; the arguments are those of `prepare`."""
     work = partial / "progress"
     if not (work / "index.sqlite").exists():
         _build_index(work, raw, options)
-    facts = json.loads((work / "facts.json").read_text())
+    facts = _read_json(work / "facts.json")
     if check_counts:
         _check_counts(facts, options)
     roots, names = images or [raw.root], _picture_folders(options)
-    write_places(work / "places.sqlite", ImageFiles(roots, names, given=bool(images)))
+    every = _module(options.name) is refer
+    write_places(work / "places.sqlite", ImageFiles(roots, names, given=bool(images), every=every))
     with IndexReader(work / "index.sqlite", work / "places.sqlite") as reader:
         sizes, shared = reader.sizes(), reader.shared_images()
     shards = list(_shards(partial, sizes, options))
@@ -142,8 +153,16 @@ def prepare(
         raise ValueError(_describe_problems(problems, work))
     (partial / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(data_card(report), encoding="utf-8")
-    os.rename(partial, out)
-    return _finished(out, plan)
+
+
+def _read_json(path: Path) -> Any:
+    """What an earlier call wrote."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove the folder it is in, and run the command again"
+        ) from error
 
 
 def _sources(raw: RawFiles, options: Options) -> list[dict[str, Any]]:
@@ -156,7 +175,7 @@ def _sources(raw: RawFiles, options: Options) -> list[dict[str, Any]]:
 
 
 def _module(name: str):
-    return {"grefcoco": grefcoco, "phrasecut": phrasecut}.get(name, refcoco)
+    return {"grefcoco": grefcoco, "phrasecut": phrasecut, **dict.fromkeys(refcoco.SPLIT_BY, refcoco)}.get(name, refer)
 
 
 def _picture_folders(options: Options) -> list[str]:
@@ -168,7 +187,7 @@ def _finished(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     report = out / "report.json"
     if not report.is_file():
         raise ValueError(f"{out} is there already and no prepared data set: give another --out")
-    report = json.loads(report.read_text(encoding="utf-8"))
+    report = _read_json(report)
     if report["plan"] != plan:
         raise ValueError(f"{out} holds a data set of other raw files or options: remove it, or give another --out")
     shutil.rmtree(out / "progress", ignore_errors=True)
@@ -181,7 +200,7 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, json.dumps(plan, indent=2))
-    elif json.loads(path.read_text()) != plan:
+    elif _read_json(path) != plan:
         raise ValueError(f"{partial} was begun with other raw files or options: remove it, or give another --out")
     (partial / "data").mkdir(exist_ok=True)
     (partial / "progress/shards").mkdir(exist_ok=True)
@@ -229,17 +248,17 @@ def _check_counts(facts: dict[str, Any], options: Options) -> None:
             )
 
 
-def _shards(partial: Path, sizes: dict[str, int], options: Options) -> Iterator[_Shard]:
+def _shards(partial: Path, sizes: dict[str, int], options: Options) -> Iterator[Shard]:
     step = options.images_per_shard
     for split, size in sizes.items():
         number = -(-size // step)
         for place in range(number):
             name = f"{split}-{place:05d}-of-{number:05d}"
             file, record = partial / f"data/{name}.parquet", partial / f"progress/shards/{name}.json"
-            yield _Shard(file, record, split, place * step, min((place + 1) * step, size), options.ground_truth)
+            yield Shard(file, record, split, place * step, min((place + 1) * step, size), options.ground_truth)
 
 
-def _write_shards(shards: list[_Shard], work: Path, workers: int) -> None:
+def _write_shards(shards: list[Shard], work: Path, workers: int) -> None:
     """Write the shards that are missing, and those that had problems: the images may have been mended."""
     missing = [shard for shard in shards if not _is_done(shard)]
     total = sum(shard.stop - shard.start for shard in shards)
@@ -253,6 +272,11 @@ def _write_shards(shards: list[_Shard], work: Path, workers: int) -> None:
             try:
                 for future in as_completed([pool.submit(_write_shard, shard, work) for shard in missing]):
                     bar.update(future.result())
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "a worker was ended from outside, perhaps for its memory: run the command again, which goes on "
+                    "where it stands, with fewer --workers"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -268,23 +292,23 @@ def _end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-def _is_done(shard: _Shard) -> bool:
+def _is_done(shard: Shard) -> bool:
     if not shard.record.is_file():
         return False
-    return not json.loads(shard.record.read_text(encoding="utf-8"))["problems"]
+    return not _read_json(shard.record)["problems"]
 
 
-def _write_shard(shard: _Shard, work: Path) -> int:
+def _write_shard(shard: Shard, work: Path) -> int:
     """Write Parquet file and record of a shard; returns how many images it went through."""
     temporary = shard.file.with_name(f"{shard.file.name}.{os.getpid()}.tmp")
-    record = _Record()
+    record = Record()
     schema = PREPARED_FEATURES.arrow_schema
     with IndexReader(work / "index.sqlite", work / "places.sqlite") as reader, temporary.open("wb") as stream:
         # photographs are compressed already, and they are nearly all of it
         with pq.ParquetWriter(stream, schema, compression="none", use_dictionary=False) as writer:
             rows = []
             for image, objects, expressions in reader.rows(shard.split, shard.start, shard.stop):
-                row = _row(reader, image, objects, expressions, record, shard)
+                row = make_row(reader, image, objects, expressions, record, shard)
                 rows += [] if row is None else [row]
                 if len(rows) == _ROWS_PER_GROUP:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -298,121 +322,14 @@ def _write_shard(shard: _Shard, work: Path) -> int:
     return shard.stop - shard.start
 
 
-@dataclass
-class _Record:
-    """What a shard tells the report."""
-
-    images: int = 0
-    references: int = 0
-    expressions: int = 0
-    objects: int = 0
-    crowds: int = 0
-    empty_objects: int = 0
-    overlapping_objects: int = 0
-    without_target: int = 0
-    with_one_target: int = 0
-    with_several_targets: int = 0
-    problems: list[dict[str, Any]] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
-
-    def count(self, row: dict[str, Any]) -> None:
-        expressions = row["expressions"]
-        self.images += 1
-        self.references += len({said["ref_id"] for said in expressions})
-        self.expressions += len(expressions)
-        self.objects += len(row["objects"])
-        self.crowds += len(row["crowds"])
-        self.empty_objects += sum(int(coco_mask.area(entry["mask"])) == 0 for entry in row["objects"])
-        self.overlapping_objects += len(row["overlaps"])
-        targets = [len(said["object_indices"]) for said in expressions]
-        self.without_target += targets.count(0)
-        self.with_one_target += targets.count(1)
-        self.with_several_targets += sum(count > 1 for count in targets)
-
-
-class _Unusable(Exception):
-    """A picture that is left out: what is wrong with it, and more of that."""
-
-
-def _row(
-    reader: IndexReader, image: dict, objects: list[dict], expressions: list[dict], record: _Record, shard: _Shard
-) -> dict[str, Any] | None:
-    """The row of an image, counted in `record`; None, with a problem in `record`, if its picture cannot be used."""
-    try:
-        picture = _picture(reader, image, record)
-    except _Unusable as error:
-        lost = Problem(shard.split, image["image_id"], image["file_name"], *error.args, len(expressions))
-        record.problems.append(lost._asdict())
-        return None
-    row = {
-        "image": {"bytes": picture, "path": image["file_name"]},
-        **{name: image[name] for name in ("image_id", "file_name", "height", "width")},
-        "objects": [],
-        "expressions": [],
-        "crowds": [place for place, entry in enumerate(objects) if entry["crowd"]],
-        "overlaps": [],
-    }
-    for place, entry in enumerate(objects):
-        try:
-            mask, several = annotation_masks(json.loads(entry["segmentation"]), image["height"], image["width"])
-        except ValueError as error:
-            raise ValueError(f"annotation {entry['object_id']} of {image['file_name']}: {error}") from error
-        if several is not None:
-            row["overlaps"].append({"object_index": place, "mask": several})
-        row["objects"].append(
-            {
-                "object_id": entry["object_id"],
-                "category": entry["category"],
-                "bbox": json.loads(entry["bbox"]),
-                "mask": mask,
-            }
-        )
-    index_of = {entry["object_id"]: place for place, entry in enumerate(objects)}
-    for said in expressions:
-        targets = [index_of[number] for number in json.loads(said["object_ids"])]
-        ids = {"expression_id": said["expression_id"], "ref_id": said["ref_id"]}
-        row["expressions"].append({**ids, "text": said["text"], "object_indices": targets})
-    row = change_ground_truth(row, shard.ground_truth)
-    validate_row({**row, "image": Image.open(io.BytesIO(picture))})
-    record.count(row)
-    return row
-
-
-def _picture(reader: IndexReader, image: dict[str, Any], record: _Record) -> bytes:
-    """The image file as it is stored; its hash goes to `record`.
-
-    A file that its EXIF would turn on display becomes a PNG of its pixels as they lie: annotations refer to these.
-    """
-    place = reader.place(image["file_name"])
-    if place is None:
-        raise _Unusable("missing image", "")
-    try:
-        data = place.read_bytes() if isinstance(place, Path) else read_packed(place)
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()  # all of it: a file that was cut off has a whole header
-            size = picture.height, picture.width
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            pixels = np.asarray(picture.convert("RGB")) if turned else None
-    except _IMAGE_ERRORS as error:
-        raise _Unusable("damaged image", str(error)) from error
-    if size != (image["height"], image["width"]):
-        detail = f"{size[0]} x {size[1]} instead of {image['height']} x {image['width']} (height x width)"
-        raise _Unusable("image of another size", detail)
-    record.hashes.append(f"{hashlib.sha256(data).hexdigest()}  {image['file_name']}")
-    if not turned:
-        return data
-    plain = io.BytesIO()
-    Image.fromarray(pixels).save(plain, "PNG")
-    return plain.getvalue()
-
-
-def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[_Shard], shared: int) -> dict[str, Any]:
+def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[Shard], shared: int) -> dict[str, Any]:
     """All that is known of the set: counts of splits, problems, hashes. Deterministic, so no date and no speed."""
     splits: dict[str, dict[str, Any]] = {}
-    problems, digest = list(facts["blank"]), hashlib.sha256()
+    problems, remarks, digest = list(facts["blank"]), [], hashlib.sha256()
     for shard in shards:
-        record = json.loads(shard.record.read_text(encoding="utf-8"))
+        record = _read_json(shard.record)
         problems += record.pop("problems")
+        remarks += record.pop("remarks")
         for line in record.pop("hashes"):
             digest.update(f"{line}\n".encode())
         total = splits.setdefault(shard.split, {"shards": 0})
@@ -427,6 +344,7 @@ def _report(plan: dict[str, Any], facts: dict[str, Any], shards: list[_Shard], s
         "images_in_several_splits": shared,
         "images_sha256": digest.hexdigest(),
         "problems": problems,
+        "remarks": remarks,
     }
 
 

@@ -2,9 +2,12 @@
 
 import codecs
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,8 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from .brief import brief
+
 
 _CHUNK = 1 << 20
+LARGEST_PICTURE = 1 << 28  # bytes, of a file
+_LARGEST_VALUE = 1 << 28  # signs of one value in a JSON file, of which the window must hold all
+_LARGEST_RATIO = 200  # of an annotation file to its packed form; JSON and pickles of annotations have 3 to 30
+_LONGEST_NAME = 255  # bytes, what file systems take
+# What zipfile was seen to raise on archives with flipped bytes or of methods that it lacks.
+_ZIP_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 _PICTURES = (".jpg", ".jpeg", ".png")
 _DEPTH = 5  # of folders below the raw folder in which pictures are looked for: images/mscoco/images/train2014
 
@@ -27,22 +49,64 @@ class RawFile:
     member: str | None = None
 
     def open(self) -> BinaryIO:
+        """The content; ValueError, also while it is read, where the archive is damaged, packs it by a method that
+        Python lacks, or packs it so tightly that it is no annotation file."""
         if self.member is None:
             return self.path.open("rb")
-        return zipfile.ZipFile(self.path).open(self.member)
+        return io.BufferedReader(_Unpacked(self.path, self.member), _CHUNK)
 
     def sha256(self) -> str:
         with self.open() as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+class _Unpacked(io.RawIOBase):
+    """A member of a zip archive, unpacked while it is read."""
+
+    def __init__(self, path: Path, member: str):
+        self.what, self.position = f"{member} in {path}", 0
+        try:
+            self.archive = zipfile.ZipFile(path)
+            info = self.archive.getinfo(member)
+            if info.file_size > _LARGEST_RATIO * max(info.compress_size, 1 << 16):
+                raise ValueError(f"it is {info.file_size:,} bytes in {info.compress_size:,}, which no annotations are")
+            self.stream = self.archive.open(info)
+        except (*_ZIP_DAMAGE, KeyError) as error:
+            raise ValueError(f"{self.what} cannot be unpacked: {error}") from error
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:  # readers ask, to say where something is wrong
+        return self.position
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+        except _ZIP_DAMAGE as error:
+            raise ValueError(f"{self.what} cannot be unpacked: {error}") from error
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.stream.close()
+            self.archive.close()
+        super().close()
+
+
 class Packed(NamedTuple):
-    """Where a member of a zip archive lies, so that it can be read without the archive's directory in memory."""
+    """Where a member of a zip archive lies, so that it can be read without the archive's directory in memory.
+
+    size, unpacked: its bytes in the archive, and what it has unpacked.
+    """
 
     name: str
     archive: str
     offset: int
     size: int
+    unpacked: int
     method: int
     crc: int
 
@@ -78,12 +142,23 @@ class RawFiles:
         wanted = " or ".join(f"{folder}/{name}" for name in names)
         raise ValueError(f"{self.root} holds no {wanted}, neither as a file nor in a zip archive")
 
+    def names(self, folder: str, pattern: str) -> list[str]:
+        """The names that `find` finds in `folder` and that the regular expression describes, sorted."""
+        places = [self.root / folder] if self.several else [self.root / folder, self.root]
+        found = {entry.name for place in places if place.is_dir() for entry in place.iterdir() if entry.is_file()}
+        for path, members in self.archives.items():
+            for member in map(PurePosixPath, members):
+                if path.stem == folder or member.parent.name == folder:
+                    found.add(member.name)
+        return sorted(name for name in found if re.fullmatch(pattern, name))
+
 
 class ImageFiles:
     """Pictures by file name: in the folders of these names below the roots, and in zip archives."""
 
-    def __init__(self, roots: Sequence[str | Path], folder_names: Sequence[str], given: bool = False):
-        """given: the roots are the picture folders themselves (or archives), not to be searched."""
+    def __init__(self, roots: Sequence[str | Path], folder_names: Sequence[str], given: bool = False, every=False):
+        """given: the roots are the picture folders themselves (or archives), not to be searched. every: folders of
+        other names count too, after these."""
         self.folders: list[str] = []
         self.archives: list[Path] = []
         for root in map(Path, roots):
@@ -93,6 +168,8 @@ class ImageFiles:
                 self.archives.append(root)
                 continue
             self.folders += [str(root)] * given + _folders(root, set(folder_names), _DEPTH)
+            if every:
+                self.folders += [folder for folder in _folders(root, None, _DEPTH) if folder not in self.folders]
             self.archives += sorted([*root.glob("*.zip"), *root.glob("*/*.zip")])
         self.folder_names = tuple(folder_names)
 
@@ -104,13 +181,19 @@ class ImageFiles:
                 for info in archive.infolist():
                     name = PurePosixPath(info.filename).name
                     if name.lower().endswith(_PICTURES):
-                        yield Packed(
-                            name, str(path), info.header_offset, info.compress_size, info.compress_type, info.CRC
-                        )
+                        sizes = info.header_offset, info.compress_size, info.file_size
+                        if max(sizes) >= 1 << 62:
+                            raise ValueError(f"{path} is no whole zip archive: {name} would be of {max(sizes)} bytes")
+                        yield Packed(name, str(path), *sizes, info.compress_type, info.CRC)
 
 
 def read_packed(entry: Packed) -> bytes:
-    """The content of a zip member, stored or deflated; OSError where it is not what the archive's directory says."""
+    """The content of a zip member, stored or deflated.
+
+    Raises OSError where it is not what the archive's directory says, and where it is larger than any picture.
+    """
+    if max(entry.size, entry.unpacked) > LARGEST_PICTURE:
+        raise OSError(f"{entry.name} would be {max(entry.size, entry.unpacked):,} bytes, more than any picture has")
     with open(entry.archive, "rb") as stream:
         stream.seek(entry.offset)
         header = stream.read(30)
@@ -121,7 +204,8 @@ def read_packed(entry: Packed) -> bytes:
     if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise OSError(f"{entry.archive} packs {entry.name} by method {entry.method}; stored and deflated can be read")
     try:
-        data = data if entry.method == zipfile.ZIP_STORED else zlib.decompress(data, wbits=-15)
+        if entry.method == zipfile.ZIP_DEFLATED:
+            data = zlib.decompressobj(wbits=-15).decompress(data, entry.unpacked + 1)
     except zlib.error as error:
         raise OSError(f"{entry.name} cannot be unpacked: {error}") from error
     if zlib.crc32(data) != entry.crc:
@@ -132,17 +216,25 @@ def read_packed(entry: Packed) -> bytes:
 def check_name(name: Any, what: str) -> str:
     """`name` if it is a plain file name; ValueError if it is a path, which could lead outside the picture folder."""
     if not isinstance(name, str) or not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ValueError(f"{what} names the image file {name!r}, but it must be a plain file name, without folders")
+        raise ValueError(
+            f"{what} names the image file {brief(name)}, but it must be a plain file name, without folders"
+        )
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} names the image file {brief(name)}, which is no text") from error
+    if length > _LONGEST_NAME:
+        raise ValueError(f"{what} names the image file {brief(name)}, whose name is longer than {_LONGEST_NAME} bytes")
     return name
 
 
-def _folders(root: Path, names: set[str], depth: int) -> list[str]:
-    """Folders of these names, at most `depth` levels below `root`, in order."""
+def _folders(root: Path, names: set[str] | None, depth: int) -> list[str]:
+    """Folders of these names (None: all), at most `depth` levels below `root`, in order."""
     with os.scandir(root) as entries:
         below = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     found = []
     for name in below:
-        if name in names:
+        if names is None or name in names:
             found.append(str(root / name))
         if depth > 1:
             found += _folders(root / name, names, depth - 1)
@@ -154,7 +246,7 @@ def _members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except _ZIP_DAMAGE as error:
         raise ValueError(f"{path} is no whole zip archive: {error}") from error
     for entry in entries:
         parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
@@ -244,6 +336,8 @@ class _Text:
             except RecursionError as error:
                 raise ValueError(f"{self.name} nests too deeply") from error
             except json.JSONDecodeError as error:
+                if len(self.window) - self.position > _LARGEST_VALUE:
+                    raise ValueError(f"{self.name} holds one value of more than {_LARGEST_VALUE:,} signs") from error
                 if not self.read(size):
                     raise ValueError(f"{self.name} is no whole JSON file: {error}") from error
             else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .brief import brief
 from .published import Counts
 from .raw_files import ImageFiles, Packed
 
@@ -16,12 +17,16 @@ CREATE TABLE image (image_id INTEGER PRIMARY KEY, photo INTEGER, file_name TEXT,
     source INTEGER);
 CREATE TABLE category (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE object (image_id INTEGER, object_id INTEGER, category, bbox TEXT, segmentation TEXT, crowd INTEGER,
-    source INTEGER, UNIQUE (image_id, object_id));
+    source INTEGER, problem TEXT, UNIQUE (image_id, object_id));
 CREATE TABLE expression (source INTEGER, split TEXT, image_id INTEGER, ref_id INTEGER, expression_id INTEGER,
     text TEXT, object_ids TEXT);
 CREATE TABLE row (split TEXT, number INTEGER, image_id INTEGER, PRIMARY KEY (split, number));
 """
 _SOURCE_STRIDE = 1_000_000_000  # between the ids of the sets that a joint one is made of
+
+
+_LARGEST = 1 << 62  # of ids, which SQLite keeps in 64 bits and a joint set moves
+_LONGEST_SPLIT = 64  # signs; it becomes part of file names
 
 
 class Problem(NamedTuple):
@@ -33,6 +38,27 @@ class Problem(NamedTuple):
     problem: str
     detail: str
     expressions: int
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a str that can be written: JSON may hold halves of characters."""
+    try:
+        return isinstance(value, str) and value.encode("utf-8") is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _check_ids(**ids: Any) -> None:
+    for name, value in ids.items():
+        if type(value) is not int or abs(value) >= _LARGEST:
+            raise ValueError(f"the {name} id {brief(value)} is no whole number of at most 62 bits")
+
+
+def _as_json(value: Any, what: str) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError as error:
+        raise ValueError(f"{what} nests too deeply") from error
 
 
 class RawIndex:
@@ -52,51 +78,81 @@ class RawIndex:
 
     def add_image(self, image_id: int, file_name: str, height: int, width: int, photo: int | None = None) -> None:
         """photo: what tells whether two images are one photograph; by default its id."""
-        values = (image_id, image_id if photo is None else photo, file_name, height, width)
-        if not all(type(value) is int for value in (image_id, height, width)) or min(height, width) < 1:
-            raise ValueError(f"image {image_id!r} has height x width {height!r} x {width!r}")
-        self._insert("image", values, ("image_id",))
+        photo = image_id if photo is None else photo
+        _check_ids(image=image_id, photo=photo)
+        if not all(type(side) is int and 0 < side < 1 << 31 for side in (height, width)):
+            raise ValueError(f"image {image_id} has height x width {brief(height)} x {brief(width)}")
+        values = (image_id, photo, file_name, height, width)
+        if not self._insert("image", (*values, self.source), ("image_id",)):
+            raise ValueError(f"the annotations describe the image with image_id {image_id} twice, and not alike")
 
     def add_category(self, number: int, name: str) -> None:
+        _check_ids(category=number)
+        if not is_text(name):
+            raise ValueError(f"category {number} has the name {brief(name)}, which is no text")
         self.db.execute("INSERT OR IGNORE INTO category VALUES (?, ?)", (number, name))
 
     def add_object(
         self, image_id: int, object_id: int, category: int | str, bbox: list, segmentation: Any, crowd: bool
     ) -> None:
-        """category: the number of one that is added too, or its name."""
+        """category: the number of one that is added too, or its name.
+
+        Raises ValueError where something is wrong; `add_broken` then keeps the object for references to it.
+        """
+        _check_ids(image=image_id, annotation=object_id)
         numbers = isinstance(bbox, list) and all(type(value) in (int, float) and abs(value) < 1e6 for value in bbox)
         if not numbers or len(bbox) != 4:
-            raise ValueError(f"annotation {object_id} has bbox {bbox!r}, not [x, y, width, height]")
-        values = (image_id, object_id, category, json.dumps(bbox), json.dumps(segmentation), int(crowd))
+            raise ValueError(f"annotation {object_id} has bbox {brief(bbox)}, not [x, y, width, height]")
+        if not is_text(category):
+            _check_ids(category=category)
+        drawn = _as_json(segmentation, f"the segmentation of annotation {object_id}")
+        values = (image_id, object_id, category, json.dumps(bbox), drawn, int(crowd), self.source, None)
+        if not self._insert("object", values, ("image_id", "object_id")):
+            self._spoil(
+                f"the annotations describe the object with image_id {image_id}, object_id {object_id} twice, and not "
+                "alike",
+                "image_id = ? AND object_id = ?",
+                (image_id, object_id),
+            )
+
+    def add_broken(self, image_id: int, object_id: int, problem: str) -> None:
+        """An annotation that something is wrong with, which matters only if a reference speaks of it."""
+        _check_ids(image=image_id, annotation=object_id)
+        values = (image_id, object_id, "", "[]", "null", 0, self.source, problem)
         self._insert("object", values, ("image_id", "object_id"))
 
-    def _insert(self, table: str, values: tuple, keys: tuple[str, ...]) -> None:
-        """Insert, unless it is there already; ValueError if the same source has described it in another way."""
-        marks = ", ".join("?" * (len(values) + 1))
-        if self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", (*values, self.source)).rowcount:
-            return
+    def _spoil(self, problem: str, where: str, values: tuple = ()) -> None:
+        self.db.execute(f"UPDATE object SET problem = ? WHERE {where}", (problem, *values))
+
+    def _insert(self, table: str, values: tuple, keys: tuple[str, ...]) -> bool:
+        """Insert, unless it is there already; False if the same source has described it in another way."""
+        marks = ", ".join("?" * len(values))
+        if self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values).rowcount:
+            return True
         where = " AND ".join(f"{key} = ?" for key in keys)
-        known = self.db.execute(f"SELECT * FROM {table} WHERE {where}", values[: len(keys)]).fetchone()
-        if known != (*values, self.source) and known[-1] == self.source:
-            named = ", ".join(f"{key} {value}" for key, value in zip(keys, values))
-            raise ValueError(f"the annotations describe the {table} with {named} twice, and not alike")
+        cursor = self.db.execute(f"SELECT * FROM {table} WHERE {where}", values[: len(keys)])
+        known, source = cursor.fetchone(), [column[0] for column in cursor.description].index("source")
+        return known == values or known[source] != self.source
 
     def find_object(self, image_id: int, category: str, segmentation: Any) -> int | None:
         """The id of an object of this image with just this category and segmentation."""
         found = self.db.execute(
             "SELECT object_id FROM object WHERE image_id = ? AND category = ? AND segmentation = ?",
-            (image_id, category, json.dumps(segmentation)),
+            (image_id, category, _as_json(segmentation, "a segmentation")),
         ).fetchone()
         return None if found is None else found[0]
 
     def add_expression(
         self, split: str, image_id: int, ref_id: int, expression_id: int, text: str, object_ids: list[int]
     ) -> None:
-        if not isinstance(split, str) or not re.fullmatch(r"\w+", split):
-            raise ValueError(f"reference {ref_id} is of the split {split!r}, but a split is a word")
-        if not text.strip():
-            problem = Problem(split, image_id, "", "blank expression", f"expression {expression_id}", 1)
-            self.blank.append((self.source, problem))
+        _check_ids(image=image_id, reference=ref_id, expression=expression_id)
+        for number in object_ids:
+            _check_ids(annotation=number)
+        if not isinstance(split, str) or not re.fullmatch(rf"\w{{1,{_LONGEST_SPLIT}}}", split, re.ASCII):
+            raise ValueError(f"reference {ref_id} is of the split {brief(split)}, but a split is a word")
+        if not text.strip() or not is_text(text):
+            kind = "unreadable expression" if text.strip() else "blank expression"
+            self.blank.append((self.source, Problem(split, image_id, "", kind, f"expression {expression_id}", 1)))
             return
         offset = self.source * _SOURCE_STRIDE
         values = (self.source, split, image_id, ref_id + offset, expression_id + offset, text, json.dumps(object_ids))
@@ -114,10 +170,10 @@ class RawIndex:
             "o.image_id = e.image_id AND o.object_id = t.value WHERE o.object_id IS NULL",
             "reference {} speaks of annotation {} of image {}, which the annotations do not list",
         )
-        self._none(
-            "SELECT o.object_id, o.category FROM object o LEFT JOIN category c ON c.id = o.category "
-            "WHERE typeof(o.category) = 'integer' AND c.id IS NULL",
-            "annotation {} has the category {}, which the annotations do not list",
+        self.db.execute(
+            "UPDATE object SET problem = 'annotation ' || object_id || ' has the category ' || category || "
+            "', which the annotations do not list' WHERE problem IS NULL AND typeof(category) = 'integer' AND "
+            "category NOT IN (SELECT id FROM category)"
         )
         self._none(
             "SELECT expression_id, split FROM expression GROUP BY split, expression_id HAVING COUNT(*) > 1",
@@ -176,7 +232,8 @@ class IndexReader:
         )
         for image in images:
             objects = self.db.execute(
-                "SELECT o.object_id, COALESCE(c.name, o.category) AS category, o.bbox, o.segmentation, o.crowd "
+                "SELECT o.object_id, COALESCE(c.name, o.category) AS category, o.bbox, o.segmentation, o.crowd, "
+                "o.problem "
                 "FROM object o LEFT JOIN category c ON c.id = o.category WHERE image_id = ? ORDER BY o.rowid",
                 (image["image_id"],),
             )
@@ -209,12 +266,12 @@ def write_places(path: Path, images: ImageFiles) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE folder (path TEXT)")
     db.execute(
-        "CREATE TABLE packed (name TEXT PRIMARY KEY, archive TEXT, offset INTEGER, size INTEGER, method INTEGER, "
-        "crc INTEGER)"
+        "CREATE TABLE packed (name TEXT PRIMARY KEY, archive TEXT, offset INTEGER, size INTEGER, unpacked INTEGER, "
+        "method INTEGER, crc INTEGER)"
     )
     db.executemany("INSERT INTO folder VALUES (?)", ((folder,) for folder in images.folders))
     packed: Iterable[Packed] = images.packed()
-    db.executemany("INSERT OR IGNORE INTO packed VALUES (?, ?, ?, ?, ?, ?)", packed)
+    db.executemany("INSERT OR IGNORE INTO packed VALUES (?, ?, ?, ?, ?, ?, ?)", packed)
     found = db.execute("SELECT (SELECT COUNT(*) FROM folder) + (SELECT COUNT(*) FROM packed)").fetchone()[0]
     db.commit()
     db.close()

@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .brief import brief
 from .plain_pickle import iterate_pickled_list
 from .raw_files import RawFile, RawFiles, check_name, iterate_json
 from .raw_index import RawIndex
@@ -40,16 +41,20 @@ def add_instances(index: RawIndex, file: RawFile) -> None:
                 elif key == "categories":
                     index.add_category(entry["id"], entry["name"])
                 elif key == "annotations":
-                    index.add_object(
-                        entry["image_id"],
-                        entry["id"],
-                        entry["category_id"],
-                        entry["bbox"],
-                        entry["segmentation"],
-                        bool(entry.get("iscrowd", 0)),
-                    )
-            except (KeyError, TypeError) as error:
+                    _add_annotation(index, entry)
+            except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{file.name} has an entry in {key} that is none of COCO's: {error}") from error
+
+
+def _add_annotation(index: RawIndex, entry: dict[str, Any]) -> None:
+    image, number = entry["image_id"], entry["id"]
+    try:
+        fields = (entry["category_id"], entry["bbox"], entry["segmentation"])
+        index.add_object(image, number, *fields, bool(entry.get("iscrowd", 0)))
+    except KeyError as error:
+        index.add_broken(image, number, f"annotation {number} has no {error.args[0]}")
+    except ValueError as error:
+        index.add_broken(image, number, str(error))
 
 
 def add_references(index: RawIndex, references: Iterable[Any], file: str, text: str) -> None:
@@ -66,13 +71,14 @@ def add_references(index: RawIndex, references: Iterable[Any], file: str, text: 
                 index.add_expression(split, image, ref_id, number, said.strip(), targets)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{file}: a reference is not of the refer format ({error!r}): {reference!r:.200}"
+                f"{file}: a reference is not of the refer format ({error!r}): {brief(reference)}"
             ) from error
 
 
 def _targets(annotations: int | list[int]) -> list[int]:
     """Distinct annotations in their order. RefCOCO has a number, gRefCOCO a list, in which -1 alone says: no target."""
     annotations = annotations if isinstance(annotations, list) else [annotations]
-    if not annotations or (-1 in annotations and len(annotations) > 1):
-        raise TypeError(f"ann_id is {annotations}")
+    whole = all(type(number) is int for number in annotations)
+    if not whole or not annotations or (-1 in annotations and len(annotations) > 1):
+        raise TypeError(f"ann_id is {brief(annotations)}")
     return [] if annotations == [-1] else list(dict.fromkeys(annotations))
