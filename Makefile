@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: style check test test-slow smoke demo
+.PHONY: style check test test-slow smoke demo docs
 
 style:  ## format and sort imports
 	ruff check --fix .
@@ -18,8 +18,11 @@ test-slow:  ## everything, long runs and the browser included
 
 smoke:  ## train and evaluate a tiny model for a minute on the CPU
 	rm -rf outputs/smoke
-	$(PYTHON) train/train.py --recipe train/recipes/lts/refscenes.yaml training.max_steps=20 data.size=64 data.validation_size=16 output_dir=outputs/smoke
-	$(PYTHON) train/evaluate.py --model outputs/smoke/last --data refscenes --split test --size 16
+	$(PYTHON) -m hf_ris train lts/refscenes training.max_steps=20 data.size=64 data.validation_size=16 output_dir=outputs/smoke
+	$(PYTHON) -m hf_ris evaluate --model outputs/smoke/last --data refscenes --split test --size 16
 
 demo:  ## the Space, at http://127.0.0.1:7860
 	$(PYTHON) space/app.py
+
+docs:  ## pages of the API in outputs/docs (needs pip install -e ".[dev]")
+	$(PYTHON) docs/api.py

@@ -15,7 +15,7 @@ _IN_REPOSITORY = {"recipes": "train/recipes", "accelerate": "train/accelerate", 
 
 def folder(name: str) -> Path:
     """The folder of `recipes`, `accelerate` (launch configs) or `model_cards`."""
-    installed = _PACKAGE / "resources" / name
+    installed = _PACKAGE / "_resources" / name
     return installed if installed.is_dir() else _PACKAGE.parent / _IN_REPOSITORY[name]
 
 

@@ -19,12 +19,13 @@ from huggingface_hub import ModelCard, SpaceCard
 from PIL import Image
 
 import hf_ris
-from hf_ris.training.recipe import load_recipe
+from hf_ris.commands.train import read_recipe
 
 
 CARDS = sorted((ROOT / "model_cards").glob("*.md"))
 METRICS = sorted((ROOT / "hf_ris" / "metrics").glob("ris_*/README.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *CARDS, *METRICS]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, *CARDS, *METRICS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +35,10 @@ def blocks(path: Path, language: str) -> list[str]:
 
 def commands(path: Path) -> list[str]:
     """The commands of a document's shell blocks, and those within its sentences."""
-    inline = re.findall(r"`((?:python|accelerate) [^`]+)`", BLOCK.sub("", path.read_text()))
+    inline = re.findall(r"`((?:python|accelerate|hf-ris) [^`]+)`", BLOCK.sub("", path.read_text()))
+    inline = [
+        command for command in inline if len(command.split()) > 2 + (" -m " in command)
+    ]  # `hf-ris train` is a name in a sentence
     lines = [line for code in blocks(path, "bash") for line in code.replace("\\\n", " ").splitlines()]
     return [" ".join(command.split()) for line in [*lines, *inline] for command in line.split("&&") if command.strip()]
 
@@ -60,14 +64,19 @@ def parse(monkeypatch):
         if words[:2] == ["accelerate", "launch"]:
             options = launch_command_parser().parse_args(words[2:])
             assert options.config_file is None or (ROOT / options.config_file).exists()
-            return parse(["python", options.training_script, *options.training_script_args])
+            by_module = ["-m"] if options.module else []
+            return parse(["python", *by_module, options.training_script, *options.training_script_args])
+        if words[0] == "hf-ris":
+            words = ["python", "-m", "hf_ris", *words[1:]]
         by_module = words[1] == "-m"
         name, arguments = (words[2], words[3:]) if by_module else (words[1], words[2:])
+        asked = words[3] if name == "hf_ris" and len(words) > 3 else Path(name).stem
         if not by_module and not re.search("argparse|import main|def main", (ROOT / name).read_text()):
             assert not arguments, f"{name} takes no arguments"
             return None
         with monkeypatch.context() as patched:
-            for read in ("parse_args", "parse_intermixed_args"):
+            # of `hf_ris` the first reads the verb alone, and the verb's own parser the rest
+            for read in ["parse_intermixed_args"] if name == "hf_ris" else ["parse_args", "parse_intermixed_args"]:
                 patched.setattr(argparse.ArgumentParser, read, stop_after(vars(argparse.ArgumentParser)[read]))
             patched.setattr(sys, "argv", [name, *arguments])
             patched.setattr(sys, "path", ["", *sys.path])  # the scripts put the root in the place of their folder
@@ -76,8 +85,9 @@ def parse(monkeypatch):
                     runpy.run_module(name, run_name="__main__", alter_sys=True)
                 else:
                     runpy.run_path(str(ROOT / name), run_name="__main__")
-        if Path(name).name == "train.py" and not str(read.value.args[0].recipe).endswith(".json"):
-            load_recipe(read.value.args[0].recipe, read.value.args[0].overrides)
+        if asked in ("train", "hf_ris.training"):
+            chosen = read_recipe(read.value.args[0])
+            assert chosen.architecture in hf_ris.ARCHITECTURES
         return None
 
     return parse
@@ -103,7 +113,7 @@ def test_commands_are_understood(path, parse):
     for command in commands(path):
         words = shlex.split(command, comments=True)
         if not check_setup(words):
-            assert words[0] in ("python", "accelerate"), command
+            assert words[0] in ("python", "accelerate", "hf-ris"), command
             parse(words)
 
 
@@ -136,9 +146,10 @@ torch.set_default_device("meta")
 """
 
 
-def test_python_of_the_readme(tiny_trio, tmp_path):
+def test_python_of_the_readme_and_of_what_it_leads_to(tiny_trio, tmp_path):
+    """One after the other in one process, as somebody reads on."""
     code = []
-    for block in blocks(ROOT / "README.md", "python"):
+    for block in [block for path in (ROOT / "README.md", *DOCS) for block in blocks(path, "python")]:
         pretrained = "from_pretrained_encoders" in block
         code += [NO_DOWNLOAD, block, "torch.set_default_device('cpu')"] if pretrained else [block]
     checks = 'assert results[0]["mask"].shape == (image.height, image.width) and len(scenes) == 100\n'
@@ -148,6 +159,20 @@ def test_python_of_the_readme(tiny_trio, tmp_path):
     with HubServer() as hub:
         add_tiny(hub, tiny_trio, "lts", tmp_path)
         run_blocks([*code, checks], hub, tmp_path, ROOT, str(ROOT))
+
+
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for target in LINK.findall(BLOCK.sub("", path.read_text())):
+        assert target.startswith(("http://", "https://", "mailto:")) or (path.parent / target).exists(), target
+
+
+def test_the_readme_is_read_in_five_minutes():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150 and "](docs/masks.png)" in text
 
 
 def add_tiny(hub: HubServer, tiny_trio, name: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor, AutoTokenizer
@@ -128,7 +129,7 @@ def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> 
         raise ValueError(f"initialize.glove is for architectures with a Bi-GRU; {type(model).__name__} has none.")
     for encoder in encoders:
         found = encoder.load_glove(recipe.glove, processor.tokenizer)
-        print(f"{recipe.glove}: vectors for {found} of {len(processor.tokenizer)} words")
+        PartialState().print(f"{recipe.glove}: vectors for {found} of {len(processor.tokenizer)} words")
 
 
 def _load_part(model: torch.nn.Module, name: str, path: str | None, processor=None) -> None:

@@ -276,7 +276,8 @@ class Training:
         line = {"step": step, "evaluation": metrics, "seconds": self.progress.seconds}
         self.folder.log(line | _EARLY if early_end else line)
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
-        tqdm.write(f"step {step}: mIoU {metrics['mIoU']:.4f}, oIoU {metrics['oIoU']:.4f}", file=sys.stderr)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"step {step}: mIoU {metrics['mIoU']:.4f}, oIoU {metrics['oIoU']:.4f}", file=sys.stderr)
         if metrics["mIoU"] > self.progress.best and not (early_end and self.progress.best >= 0):
             self.progress.best = metrics["mIoU"]
             self.folder.save_model("best", model, processor, state)
