@@ -117,6 +117,33 @@ def test_commands_are_understood(path, parse):
             parse(words)
 
 
+FROM_A_CLONE = """
+accelerate launch train/train.py --recipe train/recipes/lavt/refcoco.yaml data.name=PREPARED_OR_HUB_ID
+python train/train.py --recipe train/recipes/lts/refscenes.yaml output_dir=outputs/lts-refscenes
+python train/train.py --recipe train/recipes/lts/refscenes.yaml --push-to-hub user/lts
+python train/evaluate.py --model outputs/lts-refscenes/best --data refscenes --split test
+python train/evaluate.py --predictions answers.jsonl --compare others.jsonl
+python train/prepare_data.py refcocog --split-by google --raw downloads --out data/refcocog_google
+python train/prepare_data.py joint --sets refcoco refcoco+ refcocog --raw downloads --out data/joint
+python train/prepare_data.py describe data/refcoco --contact-sheet sheet.png
+python train/push.py outputs/lts-refscenes user/lts outputs/lts-refscenes/test.json --private
+python train/bundle.py outputs/lts-refscenes space/checkpoints/lts-refscenes outputs/lts-refscenes/test.json
+python train/export.py --table
+python train/export.py --model space/checkpoints/lts-refscenes --out lts.onnx
+python train/benchmark.py --arch lavt --data OUT --raw RAW --split testA --workers 2
+python train/lengths.py --data lists --bert bert-base-uncased
+python train/pretrain_vision.py --recipe train/recipes/lavt/refscenes.yaml --steps 8000 --out outputs/vision
+python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
+python train/pretrain_regions.py --recipe train/recipes/vlt/refscenes.yaml --out outputs/vlt-regions
+python -m hf_ris.conversion lavt CHECKPOINT.pth OUT_DIR
+""".split("\n")[1:-1]
+
+
+@pytest.mark.parametrize("command", FROM_A_CLONE)
+def test_the_entry_points_of_a_clone_are_understood(command, parse):
+    parse(shlex.split(command))
+
+
 def test_a_wrong_command_is_found(parse):
     with pytest.raises(SystemExit):
         parse(["python", "train/evaluate.py", "--modle", "x"])
