@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from test_train import assert_same_weights, fresh_accelerator, log_of, run  # noqa: F401
+from test_train import assert_same_weights, log_of, run
 
 from hf_ris.hub.run_log import read_log
 from hf_ris.training.run_folder import RunFolder, damage
