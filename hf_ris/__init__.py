@@ -24,13 +24,17 @@ ARCHITECTURES: dict[str, str] = {
     "vatex": "Vatex",
     "clipseg_ris": "Clipseg",
 }
+# Those whose input is a video.
+VIDEO_ARCHITECTURES: dict[str, str] = {
+    "vatex_video": "VatexVideo",
+}
 _TRIO = {"Config": "configuration", "ForReferringSegmentation": "modeling", "Processor": "processing"}
 _CLASSES = {  # public class -> its module
     prefix + ending: f".models.{kind}_{name}"
-    for name, prefix in ARCHITECTURES.items()
+    for name, prefix in (ARCHITECTURES | VIDEO_ARCHITECTURES).items()
     for ending, kind in _TRIO.items()
 }
-__all__ = ["ARCHITECTURES", *_CLASSES]
+__all__ = ["ARCHITECTURES", "VIDEO_ARCHITECTURES", *_CLASSES]
 
 # What people type where a model type is asked for: transformers has models of type `clipseg` itself.
 ALIASES = {"clipseg": "clipseg_ris"}
@@ -41,9 +45,10 @@ def _register() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .models.pipeline_ris import TASK, ReferringImageSegmentationPipeline
+    from .models.pipeline_video_ris import VIDEO_TASK, ReferringVideoSegmentationPipeline
     from .models.processing_ris import RisImageProcessor
 
-    for name, prefix in ARCHITECTURES.items():
+    for name, prefix in (ARCHITECTURES | VIDEO_ARCHITECTURES).items():
         config, model, processor = (
             import_module(f".models.{kind}_{name}", __name__).__dict__[prefix + ending]
             for ending, kind in _TRIO.items()
@@ -53,9 +58,11 @@ def _register() -> None:
         AutoModelForImageSegmentation.register(config, model)
         AutoImageProcessor.register(config, image_processor_classes={"torchvision": RisImageProcessor})
         AutoProcessor.register(config, processor)
-    PIPELINE_REGISTRY.register_pipeline(
-        TASK, pipeline_class=ReferringImageSegmentationPipeline, pt_model=AutoModel, type="multimodal"
-    )
+    for task, pipeline_class in (
+        (TASK, ReferringImageSegmentationPipeline),
+        (VIDEO_TASK, ReferringVideoSegmentationPipeline),
+    ):
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=AutoModel, type="multimodal")
 
 
 class _RegisterAfterTransformers(MetaPathFinder, Loader):

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ class VideoTrainingRows(torch.utils.data.Dataset):
     Args:
         dataset: of the video schema, its frames as stored (`lazy_frames`).
         max_expressions: at most so many of a video; None takes all.
-        clip_frames: so many frames are drawn from all annotated ones, with replacement, and sorted, as VATEX does; None
-            takes all of them.
+        clip_frames: so many of the annotated frames are taken; None takes all of them.
+        sampling: how: `random` draws them from all, with replacement, and sorts, as VATEX does; `spread` draws one from
+            each of as many equal parts, as the windows of answering lie.
         triplets: as of `TrainingRows`.
     """
 
@@ -30,10 +31,12 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         dataset: Dataset | Sequence[dict[str, Any]],
         max_expressions: int | None = None,
         clip_frames: int | None = None,
+        sampling: Literal["random", "spread"] = "random",
         seed: int = 0,
         triplets: bool = False,
     ):
         self.dataset, self.max_expressions, self.clip_frames = dataset, max_expressions, clip_frames
+        self.sampling = sampling
         self.seed, self.triplets = seed, triplets
         self.positions = np.flatnonzero(expression_counts(dataset))
         if len(self.positions) == 0:
@@ -52,8 +55,11 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         elif self.max_expressions is not None:
             row = sample_expressions(row, self.max_expressions, rng)
         chosen = annotated_frames(row)
-        if self.clip_frames is not None:
+        if self.clip_frames is not None and self.sampling == "random":
             chosen = sorted(rng.choices(chosen, k=self.clip_frames))
+        elif self.clip_frames is not None:
+            places = [(part + rng.random()) * len(chosen) / self.clip_frames for part in range(self.clip_frames)]
+            chosen = [chosen[int(place)] for place in places]
         return {**row, "clip": chosen}
 
 

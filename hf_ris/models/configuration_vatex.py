@@ -1,6 +1,6 @@
 """VATEX configuration: `VatexConfig()` is the model of the paper (Swin-B, CLIP ViT-B/16, short side 480, 5 queries)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 
@@ -58,6 +58,9 @@ class VatexConfig(RisConfig):
 
     model_type = "vatex"
     sub_configs = {"vision_config": VisionEncoderConfig, "clip_config": ClipEncoderConfig}
+    vision_default: ClassVar[dict] = _SWIN_B
+    vision_families: ClassVar[tuple[str, ...]] = ("swin_", "resnet")  # how the names begin that are taken
+    vision_names: ClassVar[str] = "a timm swin_* or resnet* name"
 
     vision_config: VisionEncoderConfig | dict | None = None
     clip_config: ClipEncoderConfig | dict | None = None
@@ -89,7 +92,7 @@ class VatexConfig(RisConfig):
     class_loss: Literal["binary", "softmax"] = "binary"
 
     def __post_init__(self, **kwargs):
-        for name, default in (("vision_config", _SWIN_B), ("clip_config", _VIT_B)):
+        for name, default in (("vision_config", self.vision_default), ("clip_config", _VIT_B)):
             value = getattr(self, name)
             if value is None or isinstance(value, dict):
                 setattr(self, name, {**default, **(value or {})})
@@ -99,9 +102,9 @@ class VatexConfig(RisConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"VatexConfig: {name} must be at least 1, got {getattr(self, name)}.")
         vision = self.vision_config
-        if not vision.name.startswith(("swin_", "resnet")) or list(vision.output_stages) != [2, 3, 4, 5]:
+        if not vision.name.startswith(self.vision_families) or list(vision.output_stages) != [2, 3, 4, 5]:
             raise ValueError(
-                "VATEX reads four levels of a Swin or ResNet: vision_config takes a timm swin_* or resnet* name and "
+                f"VATEX reads four levels of a Swin or ResNet: vision_config takes {self.vision_names} and "
                 f"output_stages [2, 3, 4, 5], got {vision.name!r} and {list(vision.output_stages)}."
             )
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:

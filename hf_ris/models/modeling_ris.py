@@ -59,6 +59,8 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     config_class = RisConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
+    pipeline_task: ClassVar[str] = TASK
+    pipeline_class: ClassVar[type] = ReferringImageSegmentationPipeline
     supports_gradient_checkpointing = True
 
     # Regular expressions of parameters that by construction get no gradient; the test suite checks that these are all.
@@ -179,8 +181,9 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
             auto_map = dict(self.config.__dict__.get("auto_map") or {})
             auto_map["AutoModelForImageSegmentation"] = f"{module}.{type(self).__name__}"
             self.config.auto_map = auto_map
-            implementation = f"pipeline_ris.{ReferringImageSegmentationPipeline.__name__}"
-            self.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}}
+            implementation = f"{self.pipeline_class.__module__.split('.')[-1]}.{self.pipeline_class.__name__}"
+            entry = {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}
+            self.config.custom_pipelines = {self.pipeline_task: entry}
         super().save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, tags: list[str] | None = None, **kwargs):

@@ -34,7 +34,7 @@ Deviations and readings:
   are used (the mask head, the deformable pixel encoder); a test holds the rest against it.
 - An image's answer does not depend on how the batch is padded: neither does any pixel read padding, nor do positions
   count it. Sides are padded to multiples of the coarsest stride first.
-- Left out: video.
+- Video: `modeling_vatex_video.py`.
 """
 
 import math
@@ -330,12 +330,16 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
     """VATEX. Logits are those of the most probable query, at stride 4 of the padded input."""
 
     config_class = VatexConfig
+    # what differs where the input is a video (`modeling_vatex_video.py`)
+    attention_class: ClassVar[type[nn.Module]] = BidirectionalAttention
+    cmd_class: ClassVar[type[nn.Module]] = ContextualMultimodalDecoder
+    decoder_class: ClassVar[type[nn.Module]] = MaskedAttentionDecoder
     _keys_without_gradient: ClassVar[list[str]] = [r"^clip_image_encoder\.", r"^text_encoder\."]  # CLIP is frozen
 
     def __init__(self, config: VatexConfig):
         super().__init__(config)
         dim, side = config.hidden_dim, config.clip_image_size
-        self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
+        self.vision_encoder = self.build_vision_encoder(config)
         self.text_encoder = ClipTextEncoder(config.clip_config)
         if config.max_text_length > self.text_encoder.max_length:
             raise ValueError(
@@ -352,13 +356,17 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
             self.clip_prior = ClipPrior(config, (side // stride) ** 2)
         fused = config.early_fusion
         self.early_fusion = (
-            nn.ModuleList(BidirectionalAttention(dim, config.num_heads, True) for _ in range(4)) if fused else None
+            nn.ModuleList(self.attention_class(dim, config.num_heads, True) for _ in range(4)) if fused else None
         )
         self.pixel_encoder = PixelEncoder(config) if config.pixel_encoder_layers else None
-        self.cmd = ContextualMultimodalDecoder(config, self.vision_encoder.channels[::-1])
-        self.decoder = MaskedAttentionDecoder(config)
+        self.cmd = self.cmd_class(config, self.vision_encoder.channels[::-1])
+        self.decoder = self.decoder_class(config)
         self.refinement = self.build_refinement([*self.vision_encoder.finer_channels, self.vision_encoder.channels[0]])
         self.post_init()
+
+    @staticmethod
+    def build_vision_encoder(config: VatexConfig) -> nn.Module:
+        return build_vision_encoder(config.vision_config, finest=config.refinement)
 
     def train(self, mode: bool = True) -> "VatexForReferringSegmentation":
         """CLIP stays in eval mode."""

@@ -1,5 +1,6 @@
 """From a recipe to data, tokenizer, model and processor. Knows no architecture by name: the Auto classes find each."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,19 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor, AutoTokenizer
+from tokenizers import AddedToken
+from transformers import (
+    AutoConfig,
+    AutoModelForImageSegmentation,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
-from hf_ris.data import TrainingRows, load_split
+from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.configuration_ris import ClipEncoderConfig
@@ -58,9 +66,17 @@ class ReferenceRows(TrainingRows):
         self.positions = range(len(self.dataset))
 
 
-def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows]:
+def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | VideoTrainingRows]:
     """The training split as it is stored, and its rows by key (epoch, index), sampled and augmented."""
     dataset = load_split(recipe.name, recipe.split, recipe.size, recipe.image_size)
+    if is_video_data(dataset):
+        if recipe.augment or recipe.unit != "image":
+            raise ValueError("data.augment and data.unit are for images; leave them out where the data are videos.")
+        return dataset, VideoTrainingRows(
+            dataset, recipe.max_expressions, recipe.clip_frames, recipe.clip_sampling, seed, recipe.triplets
+        )
+    if recipe.clip_frames is not None:
+        raise ValueError(f"data.clip_frames is for videos, but {recipe.name} holds images.")
     if recipe.unit == "reference":
         return dataset, ReferenceRows(dataset, recipe.max_expressions, seed, recipe.augment)
     return dataset, TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
@@ -85,8 +101,9 @@ def _texts(dataset: Dataset) -> Iterator[str]:
 
 def build_config(recipe: Recipe, words: int):
     """The architecture's config; its vocabulary is the tokenizer's `words` unless the recipe says otherwise."""
-    if recipe.architecture not in hf_ris.ARCHITECTURES:
-        known = ", ".join(hf_ris.ARCHITECTURES)
+    known = hf_ris.ARCHITECTURES | hf_ris.VIDEO_ARCHITECTURES
+    if recipe.architecture not in known:
+        known = ", ".join(known)
         raise ValueError(f"There is no architecture {recipe.architecture!r}; there are {known}.")
     fields = dict(recipe.model)
     defaults = AutoConfig.for_model(recipe.architecture)
@@ -103,7 +120,10 @@ def build_model(recipe: Recipe, dataset: Dataset):
     source = recipe.initialize.weights
     if source not in ("scratch", "encoders"):
         processor = AutoProcessor.from_pretrained(source)
-        model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
+        if _is_image_checkpoint(recipe):
+            model, processor = _from_image_model(recipe, processor)
+        else:
+            model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
         if model.config.model_type != recipe.architecture:
             raise ValueError(f"{source} holds a {model.config.model_type}; the recipe is for {recipe.architecture}.")
     else:
@@ -116,9 +136,66 @@ def build_model(recipe: Recipe, dataset: Dataset):
         _load_part(model, "vision_encoder", recipe.initialize.vision_encoder)
         _load_part(model, "text_encoder", recipe.initialize.text_encoder, processor)
         _load_clip(model, processor, recipe.initialize)
+    if recipe.processor.add_words:
+        add_words(model, processor, dataset)
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor
+
+
+def _is_image_checkpoint(recipe: Recipe) -> bool:
+    """Whether the weights are of the image architecture that the recipe's is the video form of."""
+    if recipe.architecture not in hf_ris.VIDEO_ARCHITECTURES:
+        return False
+    found = AutoConfig.from_pretrained(recipe.initialize.weights).model_type
+    return found == recipe.architecture.removesuffix("_video")
+
+
+def _from_image_model(recipe: Recipe, processor):
+    """A video model with an image model's weights and, where not overridden, its config, and the processor."""
+    image_model = AutoModelForImageSegmentation.from_pretrained(recipe.initialize.weights)
+    fields = _own_fields(image_model.config)
+    for name, value in recipe.model.items():  # nested configs key by key
+        fields[name] = fields[name] | value if isinstance(value, dict) and name in fields else value
+    config = AutoConfig.for_model(recipe.architecture, **fields)
+    model = MODEL_FOR_IMAGE_SEGMENTATION_MAPPING[type(config)](config)
+    model.load_image_weights(image_model.state_dict())
+    kind = PROCESSOR_MAPPING[type(config)]
+    made = kind.from_config(config, processor.tokenizer)
+    made.threshold = processor.threshold
+    return model, made
+
+
+def _own_fields(config) -> dict[str, Any]:
+    """What an architecture's config adds to transformers' own, nested configs as dicts."""
+    common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in common}
+    return {
+        name: _own_fields(value) if isinstance(value, PreTrainedConfig) else value for name, value in values.items()
+    }
+
+
+def add_words(model: torch.nn.Module, processor, dataset: Dataset) -> list[str]:
+    """Tokens for the corpus's words that the tokenizer cuts into pieces or does not know; returns them.
+
+    Raises:
+        ValueError: an architecture without CLIP's text encoder, whose word table is the one that can grow.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, ClipTextEncoder)]
+    if not encoders:
+        raise ValueError(f"processor.add_words is for CLIP's text encoder; {type(model).__name__} has none.")
+    tokenizer = processor.tokenizer
+    words = [word for word in corpus_words(_texts(dataset), 1) if len(tokenizer.tokenize(word)) != 1]
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
+    for encoder in encoders:
+        table = encoder.tower.token_embedding
+        grown = torch.nn.Embedding(len(tokenizer), table.embedding_dim)
+        with torch.no_grad():  # new rows as long as the old ones, in random directions
+            grown.weight.mul_(table.weight.std())
+            grown.weight[: table.num_embeddings] = table.weight
+        encoder.tower.token_embedding = grown
+    model.config.clip_config.vocab_size = len(tokenizer)
+    return words
 
 
 def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:

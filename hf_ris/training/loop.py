@@ -15,9 +15,10 @@ from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, s
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from hf_ris.data import RisCollator, load_split
+from hf_ris.data import RisCollator, VideoCollator, is_video_data, load_split
 from hf_ris.data.transforms import expression_counts
 from hf_ris.evaluation.answers import evaluate_model
+from hf_ris.evaluation.videos import evaluate_videos
 from hf_ris.training.build import build_model, build_rows
 from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
 from hf_ris.training.order import StepBatches, seed_of
@@ -54,6 +55,7 @@ class Training:
         with accelerator.main_process_first():  # the first one fills the cache of generated data
             corpus, self.rows = build_rows(data, settings.seed)
             self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
+        self.videos = is_video_data(corpus)
         self.module, self.processor = build_model(recipe, corpus)
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
         folder.facts = {
@@ -184,7 +186,7 @@ class Training:
             torch.utils.data.DataLoader(
                 self.rows,
                 batch_sampler=order,
-                collate_fn=RisCollator(self.processor),
+                collate_fn=(VideoCollator if self.videos else RisCollator)(self.processor),
                 num_workers=settings.workers,
                 pin_memory=accelerator.device.type == "cuda",
             )
@@ -216,7 +218,7 @@ class Training:
             terms = {"loss": output.loss, **output.losses}
             for name, value in terms.items():
                 record[name] = record.get(name, 0) + value.detach() * weight / len(pieces)
-            record["images"] += len(piece["pixel_values"])
+            record["images"] += len(piece[self.module.main_input_name])
             record["expressions"] += len(piece["input_ids"])
         if self.average:
             self.average.update(self.module, step)
@@ -254,7 +256,7 @@ class Training:
         return {"loss": f"{values['loss']:.4g}", "images/s": f"{values['images_per_second']:.1f}"}
 
     def evaluate(self, early_end: bool = False) -> None:
-        """Metrics on the validation split; the best model so far, by mIoU, is kept in best/.
+        """Metrics on the validation split; the best model so far, by mIoU or J&F, is kept in best/.
 
         At an early end, where a run that goes on would not look, only a run without any best model gets one.
         """
@@ -262,24 +264,30 @@ class Training:
         model, processor, state = self.saveable()
         if self.average:  # batch statistics differ between processes: those of the first are saved
             broadcast(list(self.average.model.buffers()))
-        metrics = evaluate_model(
-            self.accelerator,
-            self.average.model if self.average else self.model,
-            processor,
-            self.validation,
-            protocols=[settings.protocol],
-            batch_size=settings.batch_size,
-            max_expressions=settings.max_expressions,
-            channels_last=self.recipe.training.channels_last,
-        ).compute(settings.protocol)
+        answering = self.average.model if self.average else self.model
+        chosen = {"protocols": [settings.protocol], "max_expressions": settings.max_expressions}
+        if self.videos:
+            evaluator = evaluate_videos(self.accelerator, answering, processor, self.validation, **chosen)
+        else:
+            evaluator = evaluate_model(
+                self.accelerator,
+                answering,
+                processor,
+                self.validation,
+                batch_size=settings.batch_size,
+                channels_last=self.recipe.training.channels_last,
+                **chosen,
+            )
+        metrics = evaluator.compute(settings.protocol)
         self.progress.metrics = metrics
         line = {"step": step, "evaluation": metrics, "seconds": self.progress.seconds}
         self.folder.log(line | _EARLY if early_end else line)
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
+        shown = ("J&F", "J", "F") if self.videos else ("mIoU", "oIoU")
         if self.accelerator.is_main_process:
-            tqdm.write(f"step {step}: mIoU {metrics['mIoU']:.4f}, oIoU {metrics['oIoU']:.4f}", file=sys.stderr)
-        if metrics["mIoU"] > self.progress.best and not (early_end and self.progress.best >= 0):
-            self.progress.best = metrics["mIoU"]
+            tqdm.write(f"step {step}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in shown), file=sys.stderr)
+        if metrics[shown[0]] > self.progress.best and not (early_end and self.progress.best >= 0):
+            self.progress.best = metrics[shown[0]]
             self.folder.save_model("best", model, processor, state)
 
     def saveable(self) -> tuple:

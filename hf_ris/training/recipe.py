@@ -26,12 +26,15 @@ class ProcessorRecipe:
         manner, with `[CLS]`, `[SEP]` and letters; `clip` is CLIP's, which open_clip carries; `vocabulary` reads a word
         vocabulary from `path`, a word a line; `pretrained` loads `path`, a name on the Hub or a folder.
     min_count: words seen less often in the corpus become [UNK].
+    add_words: of the corpus, those that a checkpoint's tokenizer does not hold whole get tokens of their own, whose
+        vectors are drawn anew.
     threshold: of the probability; None is the architecture's own.
     """
 
     tokenizer: Literal["corpus", "wordpiece", "clip", "vocabulary", "pretrained"] = "corpus"
     path: str | None = None
     min_count: int = 1
+    add_words: bool = False
     threshold: float | None = None
 
 
@@ -40,7 +43,8 @@ class InitializeRecipe:
     """Where the weights come from.
 
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
-        checkpoint, whose config the recipe's `model` fields then override.
+        checkpoint, whose config the recipe's `model` fields then override. A video architecture also takes a checkpoint
+        of its image architecture.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
     vision_encoder: a safetensors file of the vision encoder's own weights, as `training.pretraining.vision`
         and `.regions` write it.
@@ -60,7 +64,9 @@ class DataRecipe:
     """What is read.
 
     name: a RefScenes flavour, a folder (prepared, or images and JSONL) or a Hub id. size, validation_size: images
-        taken; None is all. image_size: side of RefScenes images.
+        taken; None is all. image_size: side of RefScenes images. clip_frames: of a video; None is all of them.
+        clip_sampling: `random` draws them from the whole video and sorts, `spread` draws one from each of as many equal
+        parts.
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
         every `reference` (an image with the expressions of one referred object), as the papers count.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
@@ -73,6 +79,8 @@ class DataRecipe:
     validation_split: str = "val"
     validation_size: int | None = None
     image_size: int | None = None
+    clip_frames: int | None = None
+    clip_sampling: Literal["random", "spread"] = "random"
     unit: Literal["image", "reference"] = "image"
     max_expressions: int | None = None
     triplets: bool = False
