@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
+from hf_ris.benchmark import LiveTensors
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.images_ris import to_rgb
 from hf_ris.models.modeling_ris import RisOutput
 from hf_ris.models.processing_ris import RisImageProcessor, RisProcessor
+from hf_ris.models.resampling import corner_taps, gather_rows, multiply_rows, taps
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 
 
@@ -173,6 +176,46 @@ def test_target_sizes_come_in_any_container():
     outputs = RisOutput(logits=torch.zeros(1, 4, 4))
     for sizes in ([(20, 30)], ([20, 30],), torch.tensor([[20, 30]]), np.array([[20, 30]]), [torch.tensor([20, 30])]):
         assert make_processor("squash").post_process_referring_segmentation(outputs, sizes)[0]["mask"].shape == (20, 30)
+
+
+@pytest.mark.parametrize("enlarges", ["probabilities", "logits"])
+@pytest.mark.parametrize("size", [(31, 40), (300, 401), (1200, 1601)])
+def test_enlarged_maps_are_torchs_own(size, enlarges):
+    """Small, middling and large images take three ways, which give what one interpolation gives."""
+    processor, logits = make_processor("squash"), 4 * torch.randn(2, 36, 36)
+    processor.enlarges = enlarges
+    results = processor.post_process_referring_segmentation(RisOutput(logits=logits), [size] * 2)
+    maps = logits.sigmoid() if enlarges == "probabilities" else logits
+    # in double precision: torch's single-precision positions are off by up to 1e-5 of a value
+    expected = F.interpolate(maps[:, None].double(), size=size, mode="bilinear", align_corners=False)[:, 0].float()
+    expected = expected if enlarges == "probabilities" else expected.sigmoid()
+    for result, probability in zip(results, expected):
+        torch.testing.assert_close(result["probability"], probability, atol=1e-5, rtol=0)
+        assert result["mask"].equal(result["probability"] > 0.5)
+        assert abs(result["score"] - result["probability"][result["mask"]].mean().item()) < 1e-6
+
+
+def test_masks_alone_take_no_float_map():
+    processor, outputs = make_processor("squash"), RisOutput(logits=4 * torch.randn(1, 36, 36))
+    size = (1500, 2000)
+    (whole,) = processor.post_process_referring_segmentation(outputs, [size])
+    with LiveTensors() as tensors:
+        (alone,) = processor.post_process_referring_segmentation(outputs, [size], probabilities=False)
+    assert tensors.peak < 2 * size[0] * size[1]  # of which the mask is one
+    assert alone.keys() == {"mask", "score"}
+    assert alone["mask"].equal(whole["mask"]) and alone["score"] == whole["score"]
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_taps_compose_and_reach_no_further_than_the_map(mode):
+    maps = torch.randn(2, 9, 7)
+    first, then = corner_taps(21, 9, mode), taps(torch.linspace(-3, 24, 50, dtype=torch.float64), 21, mode)
+    twice = gather_rows(gather_rows(maps, first), then)
+    torch.testing.assert_close(gather_rows(maps, then.after(first)), twice, atol=1e-5, rtol=0)
+    torch.testing.assert_close(multiply_rows(maps, then.after(first)), twice, atol=1e-5, rtol=0)
+    large = F.interpolate(maps[None], size=(21, 7), mode="bicubic", align_corners=True)[0]
+    if mode == "bicubic":
+        torch.testing.assert_close(gather_rows(maps, first), large, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

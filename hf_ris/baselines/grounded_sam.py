@@ -9,7 +9,6 @@ not SAM's choice of three; below a score of 0.25, transformers' default for this
 is empty. The paper does not name the sizes of the two networks.
 """
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -24,10 +23,9 @@ from transformers import (
 )
 from transformers.image_transforms import center_to_corners_format
 
-from ..models.arguments_ris import checked_threshold
 from ..models.images_ris import pictures
 from ..models.modeling_ris import RisOutput, RisPreTrainedModel
-from ..models.processing_ris import RisImageProcessor, RisProcessor, known_logits
+from ..models.processing_ris import RisImageProcessor, RisProcessor
 from .loading import load_part
 
 
@@ -158,7 +156,7 @@ class GroundedSamProcessor(RisProcessor):
         threshold: float,
         detector_view: RisImageProcessor,
     ):
-        super().__init__(image_processor, tokenizer, max_text_length, threshold)
+        super().__init__(image_processor, tokenizer, max_text_length, threshold, enlarges="logits")  # as in SAM
         self.detector_view = detector_view
 
     @classmethod
@@ -201,20 +199,6 @@ class GroundedSamProcessor(RisProcessor):
         cut = tokens["attention_mask"].sum(1) == self.max_text_length
         tokens["input_ids"][cut, -2] = self.tokenizer.convert_tokens_to_ids(".")  # without which it were no phrase
         return tokens
-
-    def post_process_referring_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]], threshold: float | None = None
-    ) -> list[dict]:
-        """As every processor's; as in SAM, logits are enlarged to the original size, not probabilities."""
-        threshold = checked_threshold(self.threshold if threshold is None else threshold)
-        logits, unknown = known_logits(outputs.logits)
-        results = []
-        for index, enlarged in enumerate(self.post_process_maps(logits[:, None], target_sizes)):
-            probability = enlarged[0].sigmoid()
-            mask = probability > threshold
-            score = probability[mask].mean().item() if mask.any() else 0.0
-            results.append({"mask": mask, "probability": probability, "score": math.nan if index in unknown else score})
-        return results
 
 
 def load(detector: str, segmenter: str) -> tuple[GroundedSam, GroundedSamProcessor]:

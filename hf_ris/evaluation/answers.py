@@ -166,7 +166,7 @@ def answer(
     if observe is not None:
         observe(outputs, metadata)
     sizes = [(entry["height"], entry["width"]) for entry in metadata]
-    results = processor.post_process_referring_segmentation(outputs, sizes)
+    results = processor.post_process_referring_segmentation(outputs, sizes, probabilities=whole)
     # where the model looks: its last prior, else its mask; logits, since saturated probabilities tie
     peaks = outputs.logits[:, None] if outputs.prior_logits is None else outputs.prior_logits[:, -1:]
     peaks = processor.post_process_maps(peaks.float(), sizes, outputs.input_size)
@@ -178,7 +178,9 @@ def answer(
         for reply, result in zip(answers, results):
             reply["extra"]["probability"] = result["probability"].cpu().numpy()
     if fixed and processor.image_processor.geometry == "squash":  # else the evaluator resizes the answer
-        squashed = processor.post_process_referring_segmentation(outputs, [(480, 480)] * len(sizes), threshold=0.5)
+        squashed = processor.post_process_referring_segmentation(
+            outputs, [(480, 480)] * len(sizes), threshold=0.5, probabilities=False
+        )
         for reply, result in zip(answers, squashed):
             reply["extra"]["prediction_480"] = result["mask"].cpu().numpy()
     return answers

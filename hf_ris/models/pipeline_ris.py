@@ -132,9 +132,10 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
 
 
 def _answer(text: str, result: dict[str, Any]) -> dict[str, Any]:
-    mask, heatmap = _to_pil(result["mask"].float()), _to_pil(result["probability"])
-    return {"text": text, "mask": mask, "score": result["score"], "heatmap": heatmap}
+    mask = result["mask"].to(torch.uint8).mul_(255)
+    heatmap = result["probability"].mul(255).round_().to(torch.uint8)
+    return {"text": text, "mask": _to_pil(mask), "score": result["score"], "heatmap": _to_pil(heatmap)}
 
 
 def _to_pil(values: torch.Tensor) -> Image.Image:
-    return Image.fromarray((values.cpu().numpy() * 255).round().astype(np.uint8))
+    return Image.fromarray(values.cpu().numpy())

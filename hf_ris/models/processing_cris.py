@@ -2,11 +2,11 @@
 
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
-from torch.nn import functional as F
 
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
 from .processing_ris import RisImageProcessor, RisProcessor
+from .resampling import Taps, corner_taps
 
 
 class CrisProcessor(RisProcessor):
@@ -52,14 +52,13 @@ class CrisProcessor(RisProcessor):
         inputs["input_ids"] = inputs["input_ids"] * inputs["attention_mask"]
         return inputs
 
-    def post_process_maps(
-        self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
-    ) -> list[Tensor]:
-        if self.enlarges == "logits":  # as the loss at full size enlarges them
-            return super().post_process_maps(maps, target_sizes, input_size)
-        canvas = self.image_processor.canvas_size([])
-        maps = F.interpolate(maps.float(), size=canvas, mode="bicubic", align_corners=True)
-        return super().post_process_maps(maps, target_sizes, input_size)
+    def sampling(self, size: tuple[int, int], canvas: tuple[int, int], grid: tuple[int, int]) -> tuple[Taps, Taps]:
+        """By way of the canvas; logits at once, as the loss at full size enlarges them."""
+        if self.enlarges == "logits":
+            return super().sampling(size, canvas, grid)
+        rows, columns = super().sampling(size, canvas, canvas)
+        to_rows, to_columns = (corner_taps(*sides, self.interpolation) for sides in zip(canvas, grid))
+        return rows.after(to_rows), columns.after(to_columns)
 
 
 def letterbox(image_size: int) -> RisImageProcessor:

@@ -8,7 +8,8 @@ A geometry is an axis-aligned map from pixels of the original image to pixels of
 - `short_side`: the short side becomes `image_size`, the batch is padded right and below with a pixel mask (VATEX).
 - `center_crop`: the short side becomes `image_size`, and of the long one its middle is kept (CLIP's own).
 
-Post-processing evaluates the inverse map at every original pixel centre, so it is exact for all of them.
+Post-processing evaluates the inverse map at every original pixel centre, so it is exact for all of them. The map is
+axis-aligned, so this is done axis by axis (`resampling.py`), in bands of rows.
 """
 
 import math
@@ -39,6 +40,8 @@ from .arguments_ris import (
 from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
 from .images_ris import binary_mask, pictures, show
+from .masks_ris import cut, known_logits
+from .resampling import Taps, resample, taps
 from .vocabulary import UnknownWords, unknown_words
 
 
@@ -214,14 +217,22 @@ class RisImageProcessor(BaseImageProcessor):
         height, width = content.shape[-2:]
         return F.pad(content, (0, canvas[1] - width, 0, canvas[0] - height))
 
+    def sampling(
+        self, size: tuple[int, int], canvas: tuple[int, int], grid: tuple[int, int], mode: str = "bilinear"
+    ) -> tuple[Taps, Taps]:
+        """Where maps of `grid` (h, w) cells over a canvas are read for an image's original (height, width) pixels."""
+        scale_y, offset_y, scale_x, offset_x = self.affine(*size)
+        axes = zip(size, (scale_y, scale_x), (offset_y, offset_x), grid, canvas)
+        rows, columns = (
+            taps((torch.arange(side, dtype=torch.float64) * scale + offset + 0.5) * cells / pixels - 0.5, cells, mode)
+            for side, scale, offset, cells, pixels in axes
+        )
+        return rows, columns
+
     def unmap(self, maps: Tensor, size: tuple[int, int], canvas: tuple[int, int], mode: str = "bilinear") -> Tensor:
         """(K, h, w) maps over a canvas, at any resolution, to (K, H, W) at an image's original size."""
-        height, width = size
-        scale_y, offset_y, scale_x, offset_x = self.affine(height, width)
-        y, x = torch.arange(height) * scale_y + offset_y, torch.arange(width) * scale_x + offset_x
-        ratio_y, ratio_x = maps.shape[-2] / canvas[0], maps.shape[-1] / canvas[1]
-        y, x = (y + 0.5) * ratio_y - 0.5, (x + 0.5) * ratio_x - 0.5
-        return _sample(maps.float()[None], y.to(maps.device), x.to(maps.device), mode, "border")[0]
+        rows, columns = self.sampling(size, canvas, maps.shape[-2:], mode)
+        return resample(maps.float(), rows.to(maps.device), columns.to(maps.device))
 
 
 # a saved folder names it, so that AutoProcessor finds it there without this package
@@ -397,8 +408,13 @@ class RisProcessor(HubMixin, ProcessorMixin):
                 labels.append(self.image_processor.preprocess_mask(mask, canvas))
         return torch.stack(labels)
 
+    @torch.no_grad()
     def post_process_referring_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]], threshold: float | None = None
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]],
+        threshold: float | None = None,
+        probabilities: bool = True,
     ) -> list[dict]:
         """Masks at the original size, one per expression.
 
@@ -406,6 +422,7 @@ class RisProcessor(HubMixin, ProcessorMixin):
             outputs: a `RisOutput` with logits (N, h, w).
             target_sizes: (height, width) of the original image of each of the N expressions.
             threshold: of the probability, in [0, 1]; None is the processor's own.
+            probabilities: False leaves `probability` out, and with it a float map of each image's full size.
 
         Returns:
             N dicts: `mask` bool (H, W); `probability` float32 (H, W) in [0, 1]; `score` in [0, 1], the mean probability
@@ -417,20 +434,14 @@ class RisProcessor(HubMixin, ProcessorMixin):
         """
         threshold = checked_threshold(self.threshold if threshold is None else threshold)
         maps, unknown = known_logits(outputs.logits)
-        maps = maps[:, None]
         if self.enlarges == "probabilities":
             maps = maps.sigmoid()
         # a pipeline drops the fields that are None
-        maps = self.post_process_maps(maps, target_sizes, outputs.get("input_size"))
-        results = []
-        for index, enlarged in enumerate(maps):
-            if self.enlarges == "probabilities":
-                probability = enlarged[0].clamp(0, 1)  # bicubic interpolation overshoots
-            else:
-                probability = enlarged[0].sigmoid()
-            mask = probability > threshold
-            score = probability[mask].mean().item() if mask.any() else 0.0
-            results.append({"mask": mask, "probability": probability, "score": math.nan if index in unknown else score})
+        samplings = self._samplings(maps, target_sizes, outputs.get("input_size"))
+        rest = (threshold, self.enlarges == "logits", probabilities)
+        results = [cut(m, *sampling, *rest) for m, sampling in zip(maps, samplings)]
+        for index in unknown:
+            results[index]["score"] = math.nan
         return results
 
     def phrase(self, expression: str) -> str | None:
@@ -445,6 +456,11 @@ class RisProcessor(HubMixin, ProcessorMixin):
         """
         raise ValueError(f"{type(self).__name__} has no heatmaps to draw: its architecture gives none.")
 
+    def sampling(self, size: tuple[int, int], canvas: tuple[int, int], grid: tuple[int, int]) -> tuple[Taps, Taps]:
+        """As the image processor's, for what this processor enlarges."""
+        mode = "bilinear" if self.enlarges == "logits" else self.interpolation
+        return self.image_processor.sampling(size, canvas, grid, mode)
+
     def post_process_maps(
         self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None = None
     ) -> list[Tensor]:
@@ -453,31 +469,20 @@ class RisProcessor(HubMixin, ProcessorMixin):
         input_size: of the output, (height, width) of the canvas. Without it, the canvas of `short_side` is recomputed
             from `target_sizes`, which must then be those of a whole batch.
         """
+        maps = maps.float()
+        return [resample(m, *sampling) for m, sampling in zip(maps, self._samplings(maps, target_sizes, input_size))]
+
+    def _samplings(
+        self, maps: Tensor, target_sizes: list[tuple[int, int]], input_size: tuple[int, int] | None
+    ) -> list[tuple[Taps, Taps]]:
+        """Of each of N maps (N, ..., h, w) the rows and columns at which it is read; made once for each size."""
         sizes = checked_sizes(target_sizes, len(maps))
         canvas = input_size or self.image_processor.canvas_size(sizes)
-        mode = "bilinear" if self.enlarges == "logits" else self.interpolation
-        return [self.image_processor.unmap(m, size, canvas, mode) for m, size in zip(maps, sizes)]
-
-
-def known_logits(logits: Any) -> tuple[Tensor, set[int]]:
-    """Logits (N, h, w) as float32, NaN where they are not finite, and the expressions that have such; it warns of them.
-
-    Raises:
-        ValueError: no tensor of this shape.
-    """
-    if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise ValueError(f"The output's logits must be a tensor (expressions, height, width), got {show(logits)}.")
-    logits = logits.float()
-    finite = logits.isfinite()
-    unknown = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
-    if unknown:
-        warnings.warn(
-            f"The logits of expression {', '.join(map(str, unknown[:8]))} are not finite, so the score is NaN: weights "
-            "or inputs hold NaN or infinite values, or a half precision overflowed.",
-            stacklevel=3,
-        )
-        logits = logits.masked_fill(~finite, math.nan)
-    return logits, set(unknown)
+        grid = maps.shape[-2:]
+        of_size = {
+            size: tuple(axis.to(maps.device) for axis in self.sampling(size, canvas, grid)) for size in set(sizes)
+        }
+        return [of_size[size] for size in sizes]
 
 
 def _nest(values, images: int, what: str) -> list[list]:
