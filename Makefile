@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: style check test test-slow smoke demo docs
+.PHONY: style check test test-slow smoke demo docs space
 
 style:  ## format and sort imports
 	ruff check --fix .
@@ -26,3 +26,7 @@ demo:  ## the Space, at http://127.0.0.1:7860
 
 docs:  ## pages of the API in outputs/docs (needs pip install -e ".[dev]")
 	$(PYTHON) docs/api.py
+
+OUT ?= outputs/space
+space:  ## a folder that a Hub Space installs and starts from alone: make space OUT=folder
+	$(PYTHON) space/assemble.py $(OUT)

@@ -31,6 +31,8 @@ class Entry:
         architecture: as its paper writes it; a baseline's title.
         folder: where its files lie; None for a baseline.
         note: what it was trained on, where that limits what to expect of it.
+        scenes: whether that was drawn scenes.
+        model_type: of its config; None for a baseline.
     """
 
     key: str
@@ -38,10 +40,8 @@ class Entry:
     architecture: str
     folder: Path | None
     note: str | None
-
-    @property
-    def label(self) -> str:
-        return f"{self.title} · {self.note}" if self.note else self.title
+    scenes: bool = False
+    model_type: str | None = None
 
 
 def read_entry(folder: Path, key: str, title: str | None = None) -> Entry:
@@ -49,7 +49,7 @@ def read_entry(folder: Path, key: str, title: str | None = None) -> Entry:
     model_type = str(read_json(folder / "config.json").get("model_type"))
     architecture = _MIXED_CASE.get(model_type, model_type.upper())
     scenes = any(name.rsplit("/", 1)[-1].startswith(REFSCENES) for name in training_data(folder))
-    return Entry(key, title or architecture, architecture, folder, SCENES_NOTE if scenes else None)
+    return Entry(key, title or architecture, architecture, folder, SCENES_NOTE if scenes else None, scenes, model_type)
 
 
 def training_data(folder: Path) -> list[str]:

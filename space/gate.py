@@ -33,6 +33,14 @@ class GuardedBlocks(gr.Blocks):
         except ValueError as error:  # too few inputs, or one that gradio's data model refuses
             raise gr.Error(MALFORMED, print_exception=False) from error
 
+    async def postprocess_data(self, block_fn, predictions, state):
+        """gradio's, which keeps every output for its session; here the next visitor's memory needs the place."""
+        output = await super().postprocess_data(block_fn, predictions, state)
+        for block in block_fn.outputs if state is not None else ():
+            if block._id in state.config_values:
+                state._update_value_in_config(block._id, None)
+        return output
+
 
 def with_mark(value: Any, depth: int = 0) -> Any:
     """The value with every dictionary that names a path marked as a file, so that gradio checks it.

@@ -1,26 +1,19 @@
 """Running models on a picture. What they say is kept as 8-bit maps, so that a threshold can move without a model."""
 
-import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from entries import Entry
-from limits import check_time, time_limit
+from limits import check_time
 from opening import LoadedModel, check_input_size
 from pictures import Picture, Refusal
-from PIL import Image
-from zoo import Zoo
 
-
-logger = logging.getLogger(__name__)
 
 MAP_PIXELS = 262_144  # of a map; as many as the finest model's own has
 SHOWN_QUERIES = 5  # of each expression, those that count most
 QUERY_SIDE = 160  # pixels of the long side that their masks are kept at
-MODEL_SECONDS = 60  # for one model
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +27,7 @@ class ModelMaps:
         threshold: the processor's own.
         probabilities: (N, h, w) uint8, 255 times the probability, over the whole picture at `map_size`.
         localization: (N, h, w) uint8 likewise, where the architecture locates before it segments; else None.
-        remarks: sentences on what the model could not read.
+        remarks: of each expression, sentences on what the model could not read.
         queries: (N, K, h', w') uint8, the masks of the K queries that count most, most first, at `QUERY_SIDE`, where
             the architecture has such; else None.
         query_scores: (N, K) in [0, 1], how much each of them counts.
@@ -47,55 +40,10 @@ class ModelMaps:
     threshold: float
     probabilities: np.ndarray
     localization: np.ndarray | None
-    remarks: list[str]
+    remarks: list[list[str]]
     queries: np.ndarray | None = None
     query_scores: np.ndarray | None = None
     phrases: list[str | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A model that gave no answer, and the sentence that says why."""
-
-    entry: Entry
-    sentence: str
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """One picture, its expressions, and each chosen model's maps or failure. Compared by identity."""
-
-    picture: Picture
-    expressions: list[str]
-    models: list[ModelMaps]
-    failures: list[Failure] = field(default_factory=list)
-
-
-def compare(zoo: Zoo, picture: Picture, expressions: list[str], entries: list[Entry]) -> Comparison:
-    """Every model's answer. Raises Refusal if no model gives one."""
-    answers = list(answer_each(zoo, picture, expressions, entries))
-    models = [answer for answer in answers if isinstance(answer, ModelMaps)]
-    failures = [answer for answer in answers if isinstance(answer, Failure)]
-    if not models:
-        raise Refusal(failures[0].sentence)
-    return Comparison(picture, expressions, models, failures)
-
-
-def answer_each(
-    zoo: Zoo, picture: Picture, expressions: list[str], entries: list[Entry]
-) -> Iterator[ModelMaps | Failure]:
-    """One model's answer after the other; a model that cannot be loaded, or takes too long, is a Failure."""
-    for entry in entries:
-        try:
-            loaded = zoo.get(entry)
-            with time_limit(MODEL_SECONDS, entry.title):
-                answer = run_model(entry, loaded, picture, expressions, zoo.device)
-        except Refusal as refusal:
-            answer = Failure(entry, str(refusal))
-        except RuntimeError:  # torch's own, such as memory that runs out
-            logger.exception("%s failed", entry.key)
-            answer = Failure(entry, f"{entry.title} failed on this picture; the others are answered.")
-        yield answer
 
 
 def map_size(picture: Picture) -> tuple[int, int]:
@@ -173,41 +121,30 @@ def to_bytes(maps: list[torch.Tensor]) -> np.ndarray:
     return torch.stack([(values.clamp(0, 1) * 255).round().to(torch.uint8) for values in maps]).cpu().numpy()
 
 
-def remarks(processor, expressions: list[str]) -> list[str]:
-    """What of the expressions the tokenizer cuts off or does not know."""
+def remarks(processor, expressions: list[str]) -> list[list[str]]:
+    """What of each expression the tokenizer cuts off or does not know, in sentences."""
     tokenizer, limit = processor.tokenizer, processor.max_text_length
-    unknown: dict[str, None] = {}
-    long = False
+    said = []
     for text in expressions:
         encoded = tokenizer(text, return_offsets_mapping=True)
-        long = long or len(encoded["input_ids"]) > limit
+        unknown: dict[str, None] = {}
         for token, (start, stop) in list(zip(encoded["input_ids"], encoded["offset_mapping"]))[:limit]:
             if token == tokenizer.unk_token_id and stop > start:
                 unknown[text[start:stop]] = None
-    sentences = []
-    if unknown:
-        words = list(unknown)
-        more = f" and {len(words) - 6} more" if len(words) > 6 else ""
-        sentences.append(f"Words it does not know: {', '.join(word[:30] for word in words[:6])}{more}.")
-    if long:
-        sentences.append(f"It reads the first {limit} tokens of an expression.")
-    return sentences
+        sentences = []
+        if unknown:
+            more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
+            sentences.append(f"Words it does not know: {', '.join(word[:30] for word in list(unknown)[:6])}{more}.")
+        if len(encoded["input_ids"]) > limit:
+            sentences.append(f"It reads the first {limit} tokens of an expression.")
+        said.append(sentences)
+    return said
 
 
-def cut(probabilities: np.ndarray, threshold: float) -> tuple[np.ndarray, list[float]]:
-    """(N, H, W) 8-bit maps -> bool masks (N, H, W) and N scores: the mean probability in a mask, 0 for an empty one.
+def cut(values: np.ndarray, threshold: float) -> tuple[np.ndarray, float]:
+    """(H, W) 8-bit map -> bool mask (H, W), and its score: the mean probability in it, 0 for an empty one.
 
-    The rule of `post_process_referring_segmentation`, on maps that are already there.
+    The rule of `post_process_referring_segmentation`, on a map that is already there.
     """
-    masks = probabilities > 255 * threshold
-    scores = [float(p[m].mean(dtype=np.float64)) / 255 if m.any() else 0.0 for p, m in zip(probabilities, masks)]
-    return masks, scores
-
-
-def full_size_masks(comparison: Comparison, maps: ModelMaps, threshold: float) -> Iterator[np.ndarray]:
-    """Bool masks (H, W), one for each expression, at the size of the file's picture."""
-    size = (comparison.picture.width, comparison.picture.height)
-    for values in maps.probabilities:
-        if values.shape != size[::-1]:
-            values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
-        yield values > 255 * threshold
+    mask = values > 255 * threshold
+    return mask, float(values[mask].mean(dtype=np.float64)) / 255 if mask.any() else 0.0

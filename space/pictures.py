@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hf_ris.models.images_ris import to_rgb
@@ -21,6 +22,7 @@ from hf_ris.models.images_ris import to_rgb
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000  # of a file; a few bytes can claim gigapixels
 WORKING_PIXELS = 640_000  # what the models see and the page shows; the largest model input has a third of it
+FLAT_SHARE = 0.35  # of neighbours of one colour: RefScenes' pictures have 0.85, and 0.5 as JPEG; photographs below 0.3
 MAX_EXPRESSIONS = 8
 MAX_CHARACTERS = 60_000  # of all expressions together: 5,000 words pass
 
@@ -49,7 +51,7 @@ class Picture:
 
 
 def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
-    """Read a file of any of `FORMATS`: EXIF orientation applied, transparency over white, first frame of an animation.
+    """Read a file of any of `FORMATS` as `open_image` does, scaled down to `WORKING_PIXELS`.
 
     Args:
         name: the file's own name, if `path` is a stored copy.
@@ -57,13 +59,21 @@ def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
     Raises:
         Refusal: no file, not a picture, damaged, or larger than `MAX_PIXELS`.
     """
+    image = open_image(path)
+    return Picture(reduced(image), image.width, image.height, Path(name or path).name)
+
+
+def open_image(path: str | Path | None) -> Image.Image:
+    """A picture in its own size: EXIF orientation applied, transparency over white, first frame of an animation."""
     if path is None:
         raise Refusal("There is no picture yet: upload one, paste one, or choose an example.")
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Refusal(_too_large(f"{image.width:,} x {image.height:,} pixels"))
-            image = to_rgb(image)
+        with open_regular(path) as file:
+            refuse_heic(file)
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Refusal(_too_large(f"{image.width:,} x {image.height:,} pixels"))
+                return to_rgb(image)
     except Image.DecompressionBombError as error:
         raise Refusal(_too_large("more pixels than are safe to decode")) from error
     except UnidentifiedImageError as error:
@@ -72,7 +82,17 @@ def open_picture(path: str | Path | None, name: str | None = None) -> Picture:
         raise
     except _DAMAGE as error:
         raise Refusal("This picture is damaged or cut short; try saving or sending it again.") from error
-    return Picture(reduced(image), image.width, image.height, Path(name or path).name)
+
+
+def refuse_heic(file: BinaryIO) -> None:
+    """Raises Refusal for the format of Apple's telephones, which nothing here decodes, with the way round it."""
+    head = file.read(12)
+    file.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        raise Refusal(
+            "This is a HEIC photograph, which cannot be read here: export it as JPEG, or set the telephone's camera "
+            "to “Most Compatible”."
+        )
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -91,13 +111,21 @@ def _too_large(size: str) -> str:
     return f"This picture has {size}; the limit is {MAX_PIXELS // 1_000_000} megapixels."
 
 
-def reduced(image: Image.Image) -> Image.Image:
-    """The image, scaled down to `WORKING_PIXELS` if it has more."""
-    scale = (WORKING_PIXELS / (image.width * image.height)) ** 0.5
+def reduced(image: Image.Image, pixels: int = WORKING_PIXELS) -> Image.Image:
+    """The image, scaled down to so many pixels if it has more."""
+    scale = (pixels / (image.width * image.height)) ** 0.5
     if scale >= 1:
         return image
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def is_drawn(image: Image.Image) -> bool:
+    """Whether a picture looks drawn, not photographed: much of it is of one colour with its neighbour on the right."""
+    pixels = np.asarray(image)
+    if pixels.shape[1] < 2:
+        return True
+    return float((pixels[:, 1:] == pixels[:, :-1]).all(2).mean()) > FLAT_SHARE
 
 
 def split_expressions(text: Any) -> list[str]:

@@ -32,6 +32,7 @@ from hf_ris import (
 )
 from hf_ris.baselines import BASELINES
 from hf_ris.data.refscenes.scenes import VOCABULARY, RefScenes
+from hf_ris.data.schema import expression_mask
 from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 
@@ -39,13 +40,19 @@ from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 SPACE = Path(__file__).resolve().parent.parent / "space"
 sys.path.insert(0, str(SPACE))
 
-import app  # noqa: E402
+import answers  # noqa: E402
+import comparing  # noqa: E402
 import entries  # noqa: E402
+import examples  # noqa: E402
 import export  # noqa: E402
 import inference  # noqa: E402
+import leaderboard  # noqa: E402
 import opening  # noqa: E402
+import page  # noqa: E402
 import pictures  # noqa: E402
-import render  # noqa: E402
+import reading  # noqa: E402
+import service  # noqa: E402
+import words  # noqa: E402
 import zoo as zoo_module  # noqa: E402
 from pictures import Refusal  # noqa: E402
 
@@ -82,11 +89,15 @@ def zoo(checkpoints):
 
 
 @pytest.fixture(scope="module")
-def comparison(zoo):
-    """Both models on a 90 x 60 picture, two expressions."""
-    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
-    picture = pictures.Picture(Image.fromarray(pixels), 90, 60, "my photo.png")
-    return inference.compare(zoo, picture, ["the red star", "<b>left</b> {{7*7}} ${1+1}"], zoo.choose(["lts", "lavt"]))
+def comparer(zoo):
+    return comparing.Comparer(zoo)
+
+
+def ask(comparer, image, text, keys):
+    """(picture, expressions, answers) of raw values, as events read them. Raises Refusal."""
+    picture = reading.read_picture(image)
+    expressions = pictures.split_expressions(text)
+    return picture, expressions, comparer.answer_all(reading.read_models(comparer.zoo, keys), picture, expressions)[0]
 
 
 def photograph(size=(64, 48), mode="RGB") -> Image.Image:
@@ -152,24 +163,22 @@ def test_matrix_names_every_upload(uploads):
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-def test_upload_is_answered(zoo, uploads, name):
+def test_upload_is_answered(comparer, uploads, name):
     image = {"path": str(uploads[name]), "orig_name": name}
-    found = app.answer(zoo, image, "the star", ["lts"])
+    picture, expressions, models = ask(comparer, image, "the star", ["lts"])
     width, height = ANSWERED[name]
-    assert (found.picture.width, found.picture.height) == (width, height)
-    assert found.picture.image.mode == "RGB"
-    assert found.picture.image.width * found.picture.image.height <= pictures.WORKING_PIXELS * 1.01
-    for view in ("Masks", "Probability", "Location"):
-        assert "<img src='data:image/jpeg;base64," in render.card(found, found.models[0], view, 0.3)
-    annotation = json.loads(export.coco_json(found, [0.0]))["annotations"][0]
+    assert (picture.width, picture.height) == (width, height)
+    assert picture.image.mode == "RGB"
+    assert picture.image.width * picture.image.height <= pictures.WORKING_PIXELS * 1.01
+    (annotation,) = export.coco_annotations(picture, models, expressions, [0.0])["annotations"]
     assert annotation["segmentation"]["size"] == [height, width]
     assert annotation["area"] == width * height  # every probability lies above 0
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_upload_is_refused_in_one_sentence(zoo, uploads, name):
+def test_upload_is_refused_in_one_sentence(comparer, uploads, name):
     with pytest.raises(Refusal, match=REFUSED[name]) as refusal:
-        app.answer(zoo, {"path": str(uploads[name]), "orig_name": name}, "the star", ["lts"])
+        ask(comparer, {"path": str(uploads[name]), "orig_name": name}, "the star", ["lts"])
     message = str(refusal.value)
     assert message.endswith(".") and "\n" not in message and len(message) < 160
 
@@ -194,11 +203,10 @@ def test_orientation_transparency_and_depth_are_kept(uploads):
     ],
     ids=["lines", "emoji", "right-to-left", "5000 words"],
 )
-def test_expressions_are_answered(zoo, uploads, text, found):
-    result = app.answer(zoo, {"path": str(uploads["grey.png"])}, text, ["lts", "lavt"])
-    assert result.expressions == found
-    assert all(len(maps.probabilities) == len(found) for maps in result.models)
-    assert all(len(render.card(result, maps, "Masks", 0.5)) < 1_000_000 for maps in result.models)
+def test_expressions_are_answered(comparer, uploads, text, found):
+    _, expressions, models = ask(comparer, {"path": str(uploads["grey.png"])}, text, ["lts", "lavt"])
+    assert expressions == found
+    assert all(len(model.answers) == len(found) for model in models)
 
 
 @pytest.mark.parametrize(
@@ -218,35 +226,39 @@ def test_expressions_are_answered(zoo, uploads, text, found):
         ("grey.png", "star", ["lts", "../secret"], "no model “../secret”"),
     ],
 )
-def test_incomplete_requests_are_refused(zoo, uploads, image, text, keys, sentence):
+def test_incomplete_requests_are_refused(comparer, uploads, image, text, keys, sentence):
     with pytest.raises(Refusal, match=sentence):
-        app.answer(zoo, image and {"path": str(uploads[image])}, text, keys)
+        ask(comparer, image and {"path": str(uploads[image])}, text, keys)
 
 
 def test_remarks_name_unknown_words_and_cut_expressions(zoo):
     processor = zoo.get(zoo.entries["lts"]).processor
-    assert inference.remarks(processor, ["the red star", "blue car"]) == []
-    unknown, long = inference.remarks(processor, ["the zebra", "red " * 40 + "giraffe"])
+    assert inference.remarks(processor, ["the red star", "blue car"]) == [[], []]
+    (unknown,), (long,) = inference.remarks(processor, ["the zebra", "red " * 40 + "giraffe"])
     assert "zebra" in unknown and "giraffe" not in unknown  # nothing is said of words that are not read
     assert f"first {processor.max_text_length} tokens" in long
 
 
-def test_maps_are_those_of_the_processor(zoo, comparison):
+def test_maps_are_those_of_the_processor(zoo):
     """The Space shows what the model says: equal to model and processor called by hand, at the default threshold."""
-    for maps in comparison.models:
-        loaded = zoo.get(maps.entry)
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    picture = pictures.Picture(Image.fromarray(pixels), 90, 60, "my photo.png")
+    expressions = ["the red star", "<b>left</b> {{7*7}} ${1+1}"]
+    found = {}
+    for entry in zoo.choose(["lts", "lavt"]):
+        loaded = zoo.get(entry)
+        maps = found[entry.key] = inference.run_model(entry, loaded, picture, expressions, zoo.device)
         with torch.inference_mode():
-            outputs = loaded.model(**loaded.processor(comparison.picture.image, [comparison.expressions]))
+            outputs = loaded.model(**loaded.processor(picture.image, [expressions]))
         wanted = loaded.processor.post_process_referring_segmentation(outputs, [(60, 90)] * 2)
-        masks, scores = inference.cut(maps.probabilities, maps.threshold)
-        for k, result in enumerate(wanted):
-            np.testing.assert_allclose(maps.probabilities[k] / 255, result["probability"], atol=2.1e-3)
-            assert (masks[k] == result["mask"].numpy()).mean() > 0.99
-            assert scores[k] == pytest.approx(result["score"], abs=2e-3)
+        for values, answer, result in zip(maps.probabilities, answers.pack(maps), wanted):
+            np.testing.assert_allclose(values / 255, result["probability"], atol=2.1e-3)
+            np.testing.assert_array_equal(answers.from_png(answer.probability), values)
+            mask, score = inference.cut(values, maps.threshold)
+            assert (mask == result["mask"].numpy()).mean() > 0.99 and score == pytest.approx(result["score"], abs=3e-3)
         assert maps.parameters == sum(p.numel() for p in loaded.model.parameters()) and maps.seconds > 0
-    lts, lavt = sorted(comparison.models, key=lambda maps: maps.entry.key, reverse=True)
-    assert lts.localization.shape == (2, 60, 90) and lavt.localization is None
-    assert lts.queries is None and "LTS has no query masks." in render.card(comparison, lts, "Queries", 0.5)
+    assert found["lts"].localization.shape == (2, 60, 90) and found["lavt"].localization is None
+    assert found["lts"].queries is None and answers.pack(found["lts"])[0].queries == ()
 
 
 def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypatch):
@@ -266,9 +278,10 @@ def test_queries_that_count_most_are_shown_with_their_scores(tiny_trio, monkeypa
         np.testing.assert_allclose(maps.query_scores[n], outputs.query_scores[n, best[n]], atol=1e-5)
         wanted = processor.post_process_maps(outputs.query_logits[n : n + 1, best[n]].sigmoid(), [(30, 45)])[0]
         np.testing.assert_allclose(maps.queries[n] / 255, wanted, atol=2.1e-3)
-    shown = render.card(inference.Comparison(picture, expressions, [maps]), maps, "Queries", 0.5)
-    assert shown.count("<img src='data:image/jpeg;base64,") == 10
-    assert f">{maps.query_scores[0, 0]:.2f} · the &lt;red&gt; star<" in shown
+    packed = answers.pack(maps)
+    assert [len(answer.queries) for answer in packed] == [5, 5]
+    assert packed[1].query_scores == tuple(map(float, maps.query_scores[1]))
+    np.testing.assert_array_equal(answers.from_png(packed[1].queries[2]), maps.queries[1, 2])
 
 
 def test_maps_that_are_no_masks_are_not_shown_as_such(tiny_trio):
@@ -278,8 +291,7 @@ def test_maps_that_are_no_masks_are_not_shown_as_such(tiny_trio):
     picture = pictures.Picture(Image.effect_noise((90, 60), 60).convert("RGB"), 90, 60, "noise.png")
     loaded = opening.LoadedModel(model, processor, 0)
     maps = inference.run_model(entry, loaded, picture, ["the red star"], torch.device("cpu"))
-    shown = render.card(inference.Comparison(picture, ["the red star"], [maps]), maps, "Queries", 0.5)
-    assert maps.queries is None and maps.query_scores is None and "VLT has no query masks." in shown
+    assert maps.queries is None and maps.query_scores is None
 
 
 def test_clip_prior_is_shown_with_the_noun_phrase(tiny_trio):
@@ -296,9 +308,7 @@ def test_clip_prior_is_shown_with_the_noun_phrase(tiny_trio):
     wanted = torch.nn.functional.interpolate((heatmap - low) / (high - low), (60, 150), mode="bilinear")[:, 0]
     np.testing.assert_allclose(maps.localization / 255, wanted, atol=3e-3)
     assert maps.phrases == ["red star", "far left"]
-    shown = render.card(inference.Comparison(picture, expressions, [maps]), maps, "Location", 0.5)
-    assert ">the &lt;red&gt; star on the left · “red star”<" in shown
-    assert "“red star”" not in render.card(inference.Comparison(picture, expressions, [maps]), maps, "Probability", 0.5)
+    assert [answer.phrase for answer in answers.pack(maps)] == maps.phrases
     assert maps.query_scores.shape == (2, 5) and (np.diff(maps.query_scores, axis=1) <= 0).all()
 
 
@@ -320,58 +330,20 @@ def test_the_last_mask_prior_is_shown_as_location(tiny_trio):
 
 
 def test_a_threshold_cuts_strictly_above():
-    maps = np.array([[[64, 127], [204, 255]]], np.uint8)
-    masks, scores = inference.cut(maps, 0.5)
-    assert masks.tolist() == [[[False, False], [True, True]]] and scores == [pytest.approx(0.9)]
-    assert inference.cut(maps, 1.0)[1] == [0.0]
+    values = np.array([[64, 127], [204, 255]], np.uint8)
+    mask, score = inference.cut(values, 0.5)
+    assert mask.tolist() == [[False, False], [True, True]] and score == pytest.approx(0.9)
+    assert inference.cut(values, 1.0)[1] == 0.0
 
 
-def test_overlay_colours_the_mask_and_dims_the_rest():
-    image = Image.new("RGB", (800, 400), (120, 120, 120))
-    probability = np.zeros((2, 400, 800), np.uint8)
-    probability[0, 100:300, 100:300] = 230
-    drawn = np.asarray(render.overlay(image, probability, 0.5)).astype(int)
-    inside, outside, border = drawn[200, 200], drawn[200, 600], drawn[200, 100]
-    colour = render.rgb(render.COLOURS[0])
-    assert inside[0] > 130 and abs(inside - colour).sum() < abs(np.array([120, 120, 120]) - colour).sum()
-    assert outside.max() < 120 and np.ptp(outside) == 0
-    assert abs(border - colour).max() < 40
-    assert np.asarray(render.overlay(image, probability, 0.95)).std() < 1  # nothing left above the threshold
-
-
-def test_heatmap_is_brighter_where_the_map_is_higher():
-    values = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (50, 1))
-    drawn = np.asarray(render.heatmap(Image.new("RGB", (100, 50), "grey"), values).convert("L")).mean(0)
-    assert (np.diff(drawn[::40]) > 0).all()
-
-
-def test_card_escapes_and_says_what_the_model_is(comparison):
-    lts = next(maps for maps in comparison.models if maps.entry.key == "lts")
-    html = render.card(comparison, lts, "Masks", 0.25)
-    assert "<b>" not in html and "&lt;b&gt;left&lt;/b&gt;" in html
-    assert "trained on RefScenes: drawn scenes, not photographs" in html
-    assert f"{render.short_count(lts.parameters)} parameters" in html
-    lavt = next(maps for maps in comparison.models if maps.entry.key == "lavt")
-    assert "drawn scenes" not in render.card(comparison, lavt, "Masks", 0.5)
-    assert "LAVT has no localisation map" in render.card(comparison, lavt, "Location", 0.5)
-    assert render.card(comparison, lavt, "Probability", 0.5).count("<img") == 2
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(999, "999"), (1_500, "1.5 K"), (1_132_993, "1.1 M"), (2_300_000_000, "2.3 B")]
-)
-def test_short_count(number, text):
-    assert render.short_count(number) == text
-
-
-def test_files_hold_the_masks_at_the_size_of_the_upload(zoo, uploads, tmp_path):
-    found = app.answer(
-        zoo, {"path": str(uploads["wide.png"]), "orig_name": "wide.png"}, "star\nred car", ["lts", "lavt"]
-    )
-    thresholds = [float(np.median(maps.probabilities[0])) / 255 for maps in found.models]
-    (tmp_path / "masks.json").write_bytes(export.coco_json(found, thresholds))
+def test_files_hold_the_masks_at_the_size_of_the_upload(comparer, uploads, tmp_path):
+    image = {"path": str(uploads["wide.png"]), "orig_name": "wide.png"}
+    asked = ask(comparer, image, "star\nred car", ["lts", "lavt"])
+    picture, expressions, models = asked
+    thresholds = [float(np.median(answers.from_png(model.answers[0].probability))) / 255 for model in models]
+    (tmp_path / "masks.json").write_bytes(export.coco_json(picture, models, expressions, thresholds))
     coco = COCO(tmp_path / "masks.json")
-    archive = zipfile.ZipFile(io.BytesIO(export.masks_zip(found, thresholds)))
+    archive = zipfile.ZipFile(io.BytesIO(export.masks_zip(picture, models, expressions, thresholds)))
     names = ["lavt/01-star.png", "lavt/02-red-car.png", "lts/01-star.png", "lts/02-red-car.png"]
     assert archive.namelist() == names
     for name, annotation in zip(names, coco.loadAnns(coco.getAnnIds())):
@@ -379,10 +351,23 @@ def test_files_hold_the_masks_at_the_size_of_the_upload(zoo, uploads, tmp_path):
         assert png.shape == (200, 12_000) and set(np.unique(png)) <= {0, 255}
         np.testing.assert_array_equal(coco.annToMask(annotation), png == 255)
         assert annotation["area"] == (png == 255).sum() == coco_mask.area(annotation["segmentation"])
-        assert (
-            name == f"{annotation['model']}/{annotation['category_id']:02}-{export.slug(annotation['expression'])}.png"
-        )
+        number = f"{annotation['category_id']:02}"
+        assert name == f"{annotation['model']}/{number}-{export.slug(annotation['expression'])}.png"
     assert 0 < coco.anns[1]["area"] < 200 * 12_000
+
+
+def test_cut_outs_show_the_picture_inside_the_mask_alone(comparer, uploads):
+    picture, expressions, models = ask(comparer, {"path": str(uploads["palette.png"])}, "star", ["lts"])
+    threshold = float(np.median(answers.from_png(models[0].answers[0].probability))) / 255
+    archive = zipfile.ZipFile(io.BytesIO(export.cutouts_zip(picture.image, models, expressions, [threshold])))
+    cut = np.asarray(Image.open(archive.open("lts/01-star.png")))
+    mask = export.mask_at(models[0].answers[0], threshold, picture.width, picture.height)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    np.testing.assert_array_equal(cut[..., 3] == 255, mask[box])
+    np.testing.assert_array_equal(cut[..., :3], np.asarray(picture.image)[box])
+    empty = zipfile.ZipFile(io.BytesIO(export.cutouts_zip(picture.image, models, expressions, [1.0])))
+    assert Image.open(empty.open("lts/01-star.png")).size == (1, 1)
 
 
 def test_slug_keeps_every_script_and_no_path():
@@ -407,7 +392,7 @@ def edit(path: Path, **changes) -> None:
 def test_bundled_models_are_found_and_described(zoo):
     assert [(entry.key, entry.title) for entry in zoo.bundled] == [("lavt", "LAVT"), ("lts", "LTS")]
     assert [entry.note for entry in zoo.bundled] == [None, "trained on RefScenes: drawn scenes, not photographs"]
-    assert zoo.bundled[1].label == "LTS · trained on RefScenes: drawn scenes, not photographs"
+    assert [entry.scenes for entry in zoo.bundled] == [False, True]
 
 
 def test_what_the_space_brings_along():
@@ -602,17 +587,20 @@ def test_a_baseline_is_offered_and_loaded_when_it_is_first_used(checkpoints, upl
     load = opening.load_baseline
     monkeypatch.setattr(opening, "load_baseline", lambda name: loads.append(name) or load(name))
     zoo = zoo_module.Zoo(checkpoints, allow_folders=False, baselines=BASELINES)
-    models = next(block for block in app.build(zoo).blocks.values() if block.elem_id == "ris-models")
-    assert [key for _, key in models.choices] == ["lavt", "lts", "clipseg", "grounded-sam"]
-    assert models.value == ["lavt", "lts"] and loads == []
+    comparer = comparing.Comparer(zoo)
+    offered = service.Service(comparer, tmp_path).page_config()["models"]
+    assert [(model["key"], model["bundled"]) for model in offered][:3] == [
+        ("lavt", True),
+        ("lts", True),
+        ("clipseg", False),
+    ]
+    assert loads == []
     image = {"path": str(uploads["wide.png"])}
-    found = app.answer(zoo, image, "star\nred car", ["lts", "clipseg"])
-    app.answer(zoo, image, "star", ["clipseg"])
-    assert loads == ["clipseg"] and [maps.entry.title for maps in found.models] == ["LTS", "CLIPSeg"]
-    maps = found.models[1]
-    assert maps.probabilities.shape == (2, *inference.map_size(found.picture)) and maps.threshold == 0.3
-    shown = render.card(found, maps, "Masks", maps.threshold)
-    assert "CLIPSeg" in shown and "zero-shot baseline; its weights come from the Hub" in shown
+    picture, _, models = ask(comparer, image, "star\nred car", ["lts", "clipseg"])
+    ask(comparer, image, "star", ["clipseg"])
+    assert loads == ["clipseg"] and [model.entry.title for model in models] == ["LTS", "CLIPSeg"]
+    assert answers.from_png(models[1].answers[0].probability).shape == inference.map_size(picture)
+    assert models[1].entry.note == "zero-shot baseline; its weights come from the Hub when it is first used"
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
@@ -621,12 +609,12 @@ def test_a_baseline_that_cannot_be_had_is_one_sentence(checkpoints, uploads, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     zoo = zoo_module.Zoo(checkpoints, allow_folders=False, baselines=BASELINES)
     sentence = "could not be loaded: The weights of .* are neither cached nor reachable"
-    image = {"path": str(uploads["grey.png"])}
+    comparer = comparing.Comparer(zoo)
+    picture = reading.read_picture({"path": str(uploads["grey.png"])})
     with pytest.raises(Refusal, match=sentence):
-        app.answer(zoo, image, "star", [name])
-    found = app.answer(zoo, image, "star", ["lts", name])
-    assert [maps.entry.key for maps in found.models] == ["lts"]
-    (failure,) = found.failures
+        comparer.answer_all(zoo.choose([name]), picture, ["star"])
+    models, (failure,) = comparer.answer_all(zoo.choose(["lts", name]), picture, ["star"])
+    assert [model.entry.key for model in models] == ["lts"]
     assert re.search(sentence, failure.sentence) and failure.sentence.startswith(BASELINES[name].title)
     assert "\n" not in failure.sentence
 
@@ -640,7 +628,7 @@ def test_what_is_no_hub_id_is_refused(checkpoints, reference, allow_folders):
         zoo_module.Zoo(checkpoints, allow_folders).add(reference)
 
 
-def test_a_picture_that_a_model_would_enlarge_without_bound_is_refused(zoo, comparison, monkeypatch):
+def test_a_picture_that_a_model_would_enlarge_without_bound_is_refused(zoo, monkeypatch):
     """Geometries that keep the short side's size make a strip huge."""
     entry = zoo.entries["lts"]
     loaded = zoo.get(entry)
@@ -661,20 +649,118 @@ def test_an_unreachable_hub_is_one_sentence(checkpoints, monkeypatch, setting, v
 
 
 def test_examples_are_scenes_and_their_expressions_are_true_of_them():
-    for example in app.examples():
-        row = RefScenes("refscenes", "test", 384)[example["scene"]]
-        texts = {expression["text"] for expression in row["expressions"]}
-        assert set(example["expressions"]) <= texts
-        np.testing.assert_array_equal(
-            np.asarray(Image.open(SPACE / "examples" / example["file"])), np.asarray(row["image"])
-        )
+    for entry in json.loads((SPACE / "examples" / "examples.json").read_text()):
+        row = RefScenes("refscenes", "test", 384)[entry["scene"]]
+        example = examples.examples()[Path(entry["file"]).stem]
+        assert set(example.expressions) <= set(example.known) == {said["text"] for said in row["expressions"]}
+        np.testing.assert_array_equal(np.asarray(Image.open(example.file)), np.asarray(row["image"]))
+        for said in row["expressions"]:
+            np.testing.assert_array_equal(example.known[said["text"]], expression_mask(row, said))
 
 
-def test_the_api_has_one_public_endpoint(zoo):
-    endpoints = app.build(zoo).get_api_info()["named_endpoints"]
+def test_the_api_has_one_public_endpoint(comparer):
+    endpoints = page.build(comparer).get_api_info()["named_endpoints"]
     assert list(endpoints) == ["/segment"]
-    names = [parameter["parameter_name"] for parameter in endpoints["/segment"]["parameters"]]
-    assert names == ["image", "expressions", "models", "threshold"]
+    parameters = endpoints["/segment"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["image", "expressions", "models", "threshold"]
+    assert [parameter["parameter_has_default"] for parameter in parameters] == [False, False, True, True]
+
+
+# what is kept
+
+
+def answer_of(size: int):
+    return answers.Answer(b"x" * size, None, (), (), None, 0.1, 1, 0.5, 10, ())
+
+
+def test_answers_are_kept_for_minutes_and_bounded_in_sum():
+    now = [0.0]
+    store = answers.AnswerStore(max_bytes=10_000, seconds=60, clock=lambda: now[0])
+    for k in range(5):
+        store.put((k,), answer_of(2000))
+    assert store.get((0,)) is None and store.get((1,)) is not None and store.bytes <= 10_000
+    store.put((5,), answer_of(2000))
+    assert store.get((2,)) is None and store.get((1,)) is not None  # what was asked for last stays
+    store.put((1,), answer_of(10))
+    assert len(store) == 4 and store.bytes == sum(store.get((k,)).size for k in (1, 3, 4, 5))
+    now[0] = 61.0
+    assert store.get((1,)) is None and len(store) == 0 and store.bytes == 0
+
+
+def test_what_was_asked_lately_runs_no_model_again(checkpoints, monkeypatch):
+    runs = []
+    run_model = comparing.run_model
+
+    def counted(entry, loaded, picture, expressions, device):
+        runs.append((entry.key, list(expressions)))
+        return run_model(entry, loaded, picture, expressions, device)
+
+    monkeypatch.setattr(comparing, "run_model", counted)
+    comparer = comparing.Comparer(zoo_module.Zoo(checkpoints, allow_folders=False))
+    (lts,) = comparer.zoo.choose(["lts"])
+    picture = pictures.Picture(photograph(), 64, 48, "a.png")
+    first = comparer.answer(lts, picture, ["star", "car"])
+    assert comparer.answer(lts, picture, ["car", "moon", "star"])[0] is first[1]
+    assert runs == [("lts", ["star", "car"]), ("lts", ["moon"])]
+    comparer.answer(lts, pictures.Picture(photograph().rotate(90), 64, 48, "b.png"), ["star"])
+    assert len(runs) == 3 and comparer.seconds(lts) > 0
+
+
+def test_words_that_are_left_out_change_the_mask_by_what_is_said(comparer, zoo):
+    (lts,) = zoo.choose(["lts"])
+    picture = pictures.Picture(Image.effect_noise((64, 48), 80).convert("RGB"), 64, 48, "noise.png")
+    whole, without = comparer.answer(lts, picture, ["the red star", "the star"])
+    threshold = float(np.median(answers.from_png(whole.probability))) / 255
+    changes = words.word_changes(comparer, lts, picture, "the red star", threshold)
+    assert [change["word"] for change in changes] == ["the", "red", "star"]
+    one, other = (answers.from_png(answer.probability) > 255 * threshold for answer in (whole, without))
+    assert changes[1]["change"] == pytest.approx(1 - (one & other).sum() / (one | other).sum(), abs=1e-4)
+    assert words.word_changes(comparer, lts, picture, "star") == [{"word": "star", "change": None}]
+    many = words.word_changes(comparer, lts, picture, "red " * 20)
+    assert [change["change"] is None for change in many] == [False] * 12 + [True] * 8
+
+
+def test_pictures_that_look_drawn_and_photographs_are_told_apart():
+    for example in examples.examples().values():
+        image = Image.open(example.file).convert("RGB")
+        stored = io.BytesIO()
+        image.save(stored, "JPEG", quality=85)
+        assert pictures.is_drawn(image) and pictures.is_drawn(Image.open(stored).convert("RGB"))
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).resize(
+        (600, 400), Image.Resampling.BICUBIC
+    )
+    grain = np.clip(np.asarray(smooth) + rng.normal(0, 2, (400, 600, 3)), 0, 255).astype(np.uint8)
+    assert not pictures.is_drawn(smooth) and not pictures.is_drawn(Image.fromarray(grain))
+
+
+def test_a_heic_photograph_is_told_what_to_do(tmp_path):
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    with pytest.raises(Refusal, match="HEIC photograph.* export it as JPEG"):
+        pictures.open_picture(tmp_path / "photo.heic")
+
+
+# the leaderboard
+
+
+def test_the_leaderboard_shows_what_results_say(tmp_path):
+    for name, miou, controls in (("lts", 0.61, {"other_scene_expression": 0.05}), ("lavt", 0.72, {})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": name}))
+        metrics = {"mIoU": miou, "oIoU": 0.5, "mIoU (1-2 words)": 0.7, "mIoU (relations)": 0.4}
+        results = {"test": {"protocols": {"original": metrics}}}
+        results |= {f"test/{key}": {"protocols": {"original": {"mIoU": value}}} for key, value in controls.items()}
+        content = {"parameters": 1_500_000, "training_seconds": 600, "results": results}
+        (folder / "results.json").write_text(json.dumps(content))
+    entries_ = [entries.read_entry(tmp_path / name, name) for name in ("lts", "lavt")]
+    shown = leaderboard.leaderboard_html(entries_, lambda entry: 0.0123)
+    assert shown.index(">LAVT<") < shown.index(">LTS<")  # the best first
+    for text in ("72.0", "61.0", "1.50 M", "12 ms", "another scene&#x27;s text", "relations", "1-2 words", "#card-lts"):
+        assert text in shown, text
+    assert shown.count("<svg") == 3 and "https://arxiv.org/abs/2112.02244" in shown
+    (tmp_path / "lts" / "results.json").unlink()
+    assert "–" in leaderboard.leaderboard_html(entries_)
 
 
 @pytest.mark.slow
