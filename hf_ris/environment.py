@@ -14,6 +14,38 @@ import torch
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
 
 
+def check_launch(mixed_precision: str, accumulation: int = 1) -> None:
+    """What `accelerate launch` hands over in the environment must not contradict what the program is told.
+
+    A precision of "no" is what it hands over when none was asked for, so that alone contradicts nothing.
+
+    Raises:
+        ValueError: it does, or it asks for a way of training that is not supported.
+    """
+    for name, what in (
+        ("DEEPSPEED", "DeepSpeed"),
+        ("MEGATRON_LM", "Megatron-LM"),
+        ("PARALLELISM_CONFIG", "parallelism_config"),
+    ):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes", "on"):
+            raise ValueError(
+                f"accelerate is set up for {what}, which is not supported: launch with DDP or FSDP, as the files "
+                "ddp.yaml and fsdp.yaml of train/accelerate do."
+            )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", mixed_precision):
+        raise ValueError(
+            f"accelerate is set up for mixed precision {precision} (ACCELERATE_MIXED_PRECISION), but this is asked to "
+            f"run in {mixed_precision}: say the same in both."
+        )
+    pieces = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if pieces is not None and pieces.strip() != str(accumulation):
+        raise ValueError(
+            f"accelerate is set up for {pieces} accumulation steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS), but "
+            f"training.accumulation is {accumulation}: say the same in both."
+        )
+
+
 def git_revision() -> str | None:
     """The commit of this checkout, `+changes` if tracked files differ from it; None where the package is installed."""
     root = Path(__file__).resolve().parent.parent

@@ -72,7 +72,7 @@ def test_a_resumed_run_uses_the_settings_it_records(tmp_path):
 def test_what_cannot_go_on_says_why(tmp_path, override, sentence):
     folder = run(tmp_path / "run", "--stop-at-step", "2")
     before = (folder / "run.json").read_text(), (folder / "log.jsonl").read_text()
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(SystemExit, match=sentence):
         run(folder, override, "--resume")
     assert ((folder / "run.json").read_text(), (folder / "log.jsonl").read_text()) == before
 
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(whole, tmp_path, c
     assert damage(folder / "checkpoints/step_00000004") is None  # written again
     for step in (4, 6):
         harm(folder / f"checkpoints/step_0000000{step}/files.json")
-    with pytest.raises(ValueError, match="All checkpoints .* are damaged .step 4, 6"):
+    with pytest.raises(SystemExit, match="All checkpoints .* are damaged .step 4, 6"):
         run(folder, *LOGGED, "--resume")
 
 
@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     wild = ["training.clip_norm=0", "schedule.warmup_steps=0", "training.log_every=100", "training.save_every=1"]
     for rate, name in (("1e38", "diverged"), ("1e30", "late")):
         # of 1e38 the weights are finite still after the first step, but what they compute is not
-        with pytest.raises(ValueError, match="weights are not finite any more, so they were not saved|holds NaN"):
+        with pytest.raises(SystemExit, match="weights are not finite any more, so they were not saved|holds NaN"):
             run(tmp_path / name, *wild, f"optimizer.learning_rate={rate}", "training.evaluate_every=1")
         for file in tmp_path.glob(f"{name}/**/model.safetensors"):
             assert all(value.isfinite().all() for value in load_file(file).values()), file
@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 def test_what_is_somebody_elses_is_not_touched(tmp_path, name, resume):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ValueError, match=f"holds {Path(name).parts[0]}, but no run.json"):
+    with pytest.raises(SystemExit, match=f"holds {Path(name).parts[0]}, but no run.json"):
         run(tmp_path, *resume)
     assert (tmp_path / name).read_text() == "mine"
 

@@ -110,8 +110,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
 
     from hf_ris.baselines import is_baseline
     from hf_ris.data import load_split
+    from hf_ris.environment import check_launch
     from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
 
+    check_launch(options.mixed_precision)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
     model, processor = None, None
     if options.model is not None:

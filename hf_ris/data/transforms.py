@@ -2,6 +2,8 @@
 
 import random
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,6 +155,34 @@ def sample_triplet(row: dict[str, Any], max_expressions: int, rng: random.Random
     return {**row, "expressions": [expressions[position] for position in sorted(chosen)]}
 
 
+# What Pillow was seen to raise on pictures that are damaged or too large.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class UnreadableRow(ValueError):
+    """A row whose picture cannot be decoded, with its name.
+
+    A DataLoader's worker hands an error on as the text of its whole traceback: of it only the last line is kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().splitlines()[-1].rpartition("UnreadableRow: ")[2])
+
+
+def read_row(dataset: Dataset | Sequence[dict[str, Any]], position: int) -> dict[str, Any]:
+    """`dataset[position]`, which decodes its picture. Raises UnreadableRow where that cannot be done."""
+    try:
+        return dataset[position]
+    except UnreadableRow:  # of a view of a data set
+        raise
+    except _DAMAGE as error:
+        name = ""
+        if isinstance(dataset, Dataset) and "file_name" in dataset.column_names:
+            name = f" ({dataset.select_columns(['file_name'])[position]['file_name']})"
+        reason = " ".join(str(error).split())
+        raise UnreadableRow(f"The picture of row {position}{name} cannot be decoded: {reason}") from error
+
+
 class TrainingRows(torch.utils.data.Dataset):
     """The rows that have expressions, each with some of them and augmented, by key `(epoch, index)`.
 
@@ -190,7 +220,7 @@ class TrainingRows(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         rng = random.Random(f"{self.seed} {epoch} {index}")
-        row = self.dataset[int(self.positions[index])]
+        row = read_row(self.dataset, int(self.positions[index]))
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:
@@ -223,5 +253,5 @@ class EvaluationRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         position, start, stop = self.items[index]
-        row = self.dataset[position]
+        row = read_row(self.dataset, position)
         return {**row, "expressions": row["expressions"][start:stop]}

@@ -27,6 +27,7 @@ from hf_ris.data import (
     expression_mask,
     target_parts,
 )
+from hf_ris.data.transforms import read_row
 from hf_ris.metrics import PROTOCOLS, THRESHOLDS, Evaluator, expression_metadata, prediction_line
 
 
@@ -48,7 +49,7 @@ class ScoredRows(EvaluationRows):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         position, start, stop = self.items[index]
-        row = self.dataset[position]
+        row = read_row(self.dataset, position)
         row = change_ground_truth(row, "union") if self.has_parts else row
         chosen = row["expressions"][start:stop]
         texts = [self._text(row, position, said) for said in chosen]

@@ -23,6 +23,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
 from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
+from hf_ris.data.transforms import read_row
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.configuration_ris import ClipEncoderConfig
@@ -53,7 +54,7 @@ class References:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         position, ref = self.keys[index]
-        row = self.dataset[position]
+        row = read_row(self.dataset, position)
         return {**row, "expressions": [said for said in row["expressions"] if said["ref_id"] == ref]}
 
 
@@ -101,15 +102,13 @@ def _texts(dataset: Dataset) -> Iterator[str]:
 
 def build_config(recipe: Recipe, words: int):
     """The architecture's config; its vocabulary is the tokenizer's `words` unless the recipe says otherwise."""
-    known = hf_ris.ARCHITECTURES | hf_ris.VIDEO_ARCHITECTURES
-    if recipe.architecture not in known:
-        known = ", ".join(known)
-        raise ValueError(f"There is no architecture {recipe.architecture!r}; there are {known}.")
     fields = dict(recipe.model)
     defaults = AutoConfig.for_model(recipe.architecture)
     if "vocab_size" in defaults.to_dict():
         fields.setdefault("vocab_size", words)
     for name in defaults.sub_configs:
+        if not isinstance(fields.get(name, {}), dict):
+            raise ValueError(f"model.{name} takes keys, got {fields[name]!r}.")
         if "vocab_size" in defaults.to_dict()[name]:
             fields[name] = {"vocab_size": words} | fields.get(name, {})
     return AutoConfig.for_model(recipe.architecture, **fields)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from hf_ris.data import RisCollator, VideoCollator, is_video_data, load_split
 from hf_ris.data.transforms import expression_counts
+from hf_ris.environment import check_launch
 from hf_ris.evaluation.answers import evaluate_model
 from hf_ris.evaluation.videos import evaluate_videos
-from hf_ris.training.build import build_model, build_rows
+from hf_ris.training.build import build_config, build_model, build_rows
 from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.recipe import Recipe
@@ -51,10 +53,15 @@ class Training:
     def __init__(self, recipe: Recipe, accelerator: Accelerator, folder: RunFolder):
         self.recipe, self.accelerator, self.folder = recipe, accelerator, folder
         data, settings = recipe.data, recipe.training
+        if recipe.initialize.weights in ("scratch", "encoders"):  # what is wrong with it shows before anything is read
+            build_config(recipe, words=50_000)
         set_seed(settings.seed)
         with accelerator.main_process_first():  # the first one fills the cache of generated data
             corpus, self.rows = build_rows(data, settings.seed)
             self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
+        self.order(0, 0)  # a batch size that the data or the processes cannot give shows before a model is made
+        if not any(expression_counts(self.validation)):
+            raise ValueError(f"data.validation_split {data.validation_split} has no expression to evaluate.")
         self.videos = is_video_data(corpus)
         self.module, self.processor = build_model(recipe, corpus)
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
@@ -76,6 +83,10 @@ class Training:
         accelerator.register_for_checkpointing(self.progress, self.meter, *([self.average] if self.average else []))
         self.steps_per_epoch = len(self.rows) // settings.batch_size
         self.total_steps = settings.max_steps or round(settings.epochs * self.steps_per_epoch)
+        if self.total_steps < 1:
+            raise ValueError(
+                f"training.epochs {settings.epochs} of {self.steps_per_epoch} steps each are no step at all."
+            )
 
     def resume(self) -> None:
         """Load the newest whole checkpoint, if there is one; the optimizer's settings are the recipe's.
@@ -169,23 +180,21 @@ class Training:
                 "Lower optimizer.learning_rate, or clip the gradient by training.clip_norm."
             )
 
+    def order(self, start: int, stop: int) -> StepBatches:
+        """The keys of this process's rows of steps [start, stop)."""
+        settings, accelerator = self.recipe.training, self.accelerator
+        processes = accelerator.process_index, accelerator.num_processes
+        return StepBatches(
+            len(self.rows), settings.batch_size, settings.seed, start, stop, *processes, settings.accumulation
+        )
+
     def batches(self, start: int, stop: int):
         """An iterator over this process's batches of steps [start, stop)."""
         settings, accelerator = self.recipe.training, self.accelerator
-        order = StepBatches(
-            len(self.rows),
-            settings.batch_size,
-            settings.seed,
-            start,
-            stop,
-            accelerator.process_index,
-            accelerator.num_processes,
-            settings.accumulation,
-        )
         return iter(
             torch.utils.data.DataLoader(
                 self.rows,
-                batch_sampler=order,
+                batch_sampler=self.order(start, stop),
                 collate_fn=(VideoCollator if self.videos else RisCollator)(self.processor),
                 num_workers=settings.workers,
                 pin_memory=accelerator.device.type == "cuda",
@@ -362,14 +371,29 @@ class Meter:
 
 
 def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    """The accelerator of a run.
+
+    Raises:
+        ValueError: accelerate's environment contradicts the recipe, or a tracker is not installed.
+    """
+    check_launch(recipe.training.mixed_precision, recipe.training.accumulation)
     tracker = recipe.tracking.name
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=recipe.training.mixed_precision,
         gradient_accumulation_steps=recipe.training.accumulation,
         log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "tracking")),
     )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded and accelerator.distributed_type != DistributedType.FSDP:
+        raise ValueError(
+            "accelerate is set up for FSDP, but shards only where there are several processes with a GPU each: launch "
+            "with train/accelerate/cpu_two.yaml or without accelerate instead."
+        )
+    if tracker != "none" and not accelerator.log_with:
+        raise ValueError(f"tracking.name is {tracker}, which is not installed: pip install 'hf_ris[train]'.")
+    return accelerator
 
 
 def train(
@@ -384,18 +408,23 @@ def train(
     Raises:
         ValueError: a recipe that cannot be trained here, or a folder that holds another run.
     """
-    if recipe.training.ema_decay and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError("training.ema_decay needs whole weights in every process; FSDP and DeepSpeed shard them.")
-    folder = RunFolder(output, accelerator, resume, recipe.training.keep_checkpoints)
-    training = Training(recipe, accelerator, folder)
-    if resume:
-        training.resume()
-    folder.describe(recipe, training.module)
-    accelerator.init_trackers(recipe.tracking.project, config=flat_recipe(recipe))
-    training.run(min(stop_at_step or training.total_steps, training.total_steps))
-    progress = training.progress
-    result = {"steps": progress.step, "seconds": progress.seconds, "best_mIoU": progress.best, "last": progress.metrics}
-    folder.finish(result)
+    if stop_at_step is not None and stop_at_step < 1:
+        raise ValueError(f"A run stops at step 1 or later, not at {stop_at_step}.")
+    if recipe.training.ema_decay and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("training.ema_decay needs whole weights in every process; FSDP shards them.")
+    with RunFolder(output, accelerator, resume, recipe.training.keep_checkpoints) as folder:
+        training = Training(recipe, accelerator, folder)
+        if resume:
+            training.resume()
+        folder.describe(recipe, training.module)
+        # of the steps that are done again, tensorboard forgets what it was told before
+        again = {"tensorboard": {"purge_step": training.progress.step + 1}} if resume else {}
+        accelerator.init_trackers(recipe.tracking.project, config=flat_recipe(recipe), init_kwargs=again)
+        training.run(min(stop_at_step or training.total_steps, training.total_steps))
+        progress = training.progress
+        result = {"steps": progress.step, "seconds": progress.seconds, "best_mIoU": progress.best}
+        result["last"] = progress.metrics
+        folder.finish(result)
     accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
     accelerator.end_training()
     return result

@@ -14,8 +14,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hf_ris import ALIASES
+from hf_ris import ALIASES, ARCHITECTURES, VIDEO_ARCHITECTURES
+from hf_ris.metrics.protocols import PROTOCOLS
 from hf_ris.resources import recipe_path
+
+
+_LARGEST_FILE = 1_000_000  # bytes
+_MOST_VALUES, _DEEPEST = 10_000, 20  # of a recipe; YAML's aliases can make of a few lines more than a memory holds
 
 
 @dataclass(kw_only=True)
@@ -191,11 +196,27 @@ class Recipe:
     def __post_init__(self):
         self.architecture = ALIASES.get(self.architecture, self.architecture)
         training = self.training
+        known = [*ARCHITECTURES, *VIDEO_ARCHITECTURES]
+        if self.architecture not in known:
+            raise ValueError(f"There is no architecture {self.architecture!r}; there are {', '.join(known)}.")
         if (training.epochs is None) == (training.max_steps is None):
             raise ValueError("training takes either epochs or max_steps; give exactly one (the other is null).")
-        for name in ("batch_size", "accumulation", "log_every", "keep_checkpoints"):
-            if getattr(training, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(training, name)}.")
+        for part in LIMITS:
+            _check_limits(getattr(self, part), LIMITS[part], part)
+        for place, rule in enumerate(self.optimizer.rules):
+            _check_limits(rule, _LIMITS_OF_RULES, f"optimizer.rules.{place}")
+            try:
+                re.compile(rule.pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"optimizer.rules.{place}.pattern is no regular expression: {error}.") from error
+        if training.batch_size % training.accumulation:
+            raise ValueError(
+                f"training.batch_size must be a multiple of training.accumulation, got {training.batch_size} and "
+                f"{training.accumulation}."
+            )
+        if self.evaluation.protocol not in PROTOCOLS:
+            known = ", ".join(PROTOCOLS)
+            raise ValueError(f"evaluation.protocol takes one of {known}, got {self.evaluation.protocol!r}.")
         if len(self.optimizer.betas) != 2:
             raise ValueError(f"optimizer.betas takes two numbers, got {self.optimizer.betas}.")
         if self.schedule.name == "step" and not self.schedule.milestones + self.schedule.fractions:
@@ -211,6 +232,44 @@ class Recipe:
                 raise ValueError(f"optimizer.rules {rule.pattern!r}: eval_mode needs freeze: true.")
 
 
+_COUNT = (lambda value: value >= 1, "at least 1")
+_NOT_NEGATIVE = (lambda value: value >= 0, "at least 0")
+_POSITIVE = (lambda value: value > 0, "above 0")
+_SHARE = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and below 1")
+# What numbers may be, and each number of a list, by section: found wrong before anything is read or built.
+LIMITS = {
+    "processor": {"min_count": _COUNT, "threshold": _BELOW_ONE},
+    "data": dict.fromkeys(("size", "validation_size", "image_size", "max_expressions"), _COUNT),
+    "optimizer": {"learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "betas": _BELOW_ONE},
+    "schedule": {
+        "warmup_steps": _NOT_NEGATIVE,
+        "power": _POSITIVE,
+        "milestones": _NOT_NEGATIVE,
+        "fractions": _SHARE,
+        "gamma": _POSITIVE,
+        "floor": _SHARE,
+    },
+    "training": {
+        "epochs": _POSITIVE,
+        **dict.fromkeys(("max_steps", "batch_size", "accumulation", "log_every", "keep_checkpoints"), _COUNT),
+        **dict.fromkeys(("clip_norm", "workers", "evaluate_every", "save_every"), _NOT_NEGATIVE),
+        "seed": (lambda value: 0 <= value < 1 << 32, "at least 0 and below 2^32"),
+        "ema_decay": _BELOW_ONE,
+    },
+    "evaluation": {"batch_size": _COUNT, "max_expressions": _COUNT},
+}
+_LIMITS_OF_RULES = {"lr_scale": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE}
+
+
+def _check_limits(part: Any, limits: dict[str, tuple], where: str) -> None:
+    for name, (fits, words) in limits.items():
+        value = getattr(part, name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and not fits(one):
+                raise ValueError(f"{where}.{name} must be {words}, got {value}.")
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a name or a YAML file, with `nested.key=value` overrides of YAML values (`[1, 2]`, `null`, `1e-3`).
 
@@ -218,17 +277,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: what is wrong with it, naming the key; also for what is no YAML.
     """
     path = recipe_path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(f"{path} is no recipe: it has {path.stat().st_size:,} bytes.")
+    tree = _read_yaml(path.read_bytes(), str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path} is not a recipe: its top level must be keys such as architecture and training.")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"{override!r} is not an override; write nested.key=value, as training.seed=1.")
-        _set(tree, key, yaml.safe_load(value))
+        _set(tree, key, _read_yaml(value, f"The value in {override[:80]!r}"))
     # the two exclude each other: to ask for one on the command line is to drop the file's other
     asked = {override.partition("=")[0] for override in overrides}
     for one, other in (("epochs", "max_steps"), ("max_steps", "epochs")):
@@ -237,16 +295,38 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return _convert(tree, Recipe, "")
 
 
+def _read_yaml(text: str | bytes, what: str) -> Any:
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{what} is not YAML: {error}") from error
+    values, level = 0, [tree]
+    for depth in range(_DEEPEST + 2):
+        values += len(level)
+        if values > _MOST_VALUES or depth > _DEEPEST and level:
+            raise ValueError(f"{what} is no recipe: it nests, or repeats itself, beyond any measure.")
+        below = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
+        if sum(map(len, below)) > _MOST_VALUES:
+            raise ValueError(f"{what} is no recipe: it nests, or repeats itself, beyond any measure.")
+        level = [value for values_of in below for value in values_of]
+    return tree
+
+
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for depth, part in enumerate(parents):
-        tree = tree[int(part)] if isinstance(tree, list) else tree.setdefault(part, {})
+        tree = tree[_place(tree, part, key)] if isinstance(tree, list) else tree.setdefault(part, {})
         if tree is None or not isinstance(tree, (dict, list)):
             raise ValueError(f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {tree!r}, which holds no keys.")
-    if isinstance(tree, list):
-        tree[int(last)] = value
-    else:
-        tree[last] = value
+    tree[_place(tree, last, key) if isinstance(tree, list) else last] = value
+
+
+def _place(items: list, part: str, key: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", part, re.ASCII) or int(part) >= len(items):
+        raise ValueError(f"{key} cannot be set: {part!r} is no place in a list of {len(items)}, counted from 0.")
+    return int(part)
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -264,23 +344,24 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             return value
     if origin is list and isinstance(value, list):
         return [_convert(item, get_args(kind)[0], f"{where}.{index}") for index, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
+    if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return value
     if kind is float:
         # YAML 1.1 reads 5e-5 (without a point) as text
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", value, re.IGNORECASE):
-            return float(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d{1,3}", value, re.IGNORECASE):
+            value = float(value)
+        # no number of a recipe may be infinite, or an integer beyond any float
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
-    raise ValueError(f"{where} takes {_described(kind)}, got {value!r}.")
+    raise ValueError(f"{where} takes {_described(kind)}, got {repr(value)[:200]}.")
 
 
 def _build(kind: type, tree: Any, where: str) -> Any:
     hints = get_type_hints(kind)
     if not isinstance(tree, dict):
-        raise ValueError(f"{where} takes keys ({', '.join(hints)}), got {tree!r}.")
+        raise ValueError(f"{where} takes keys ({', '.join(hints)}), got {repr(tree)[:200]}.")
     unknown = [key for key in tree if key not in hints]
     if unknown:
         raise ValueError(f"{where or 'The recipe'} has no key {unknown[0]!r}; it takes {', '.join(hints)}.")
