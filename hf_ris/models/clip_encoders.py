@@ -80,7 +80,7 @@ class ClipResNet(Encoder):
     def __init__(self, config: ClipEncoderConfig, keeps_mean_token: bool = False):
         super().__init__()
         settings = clip_model_config(config)
-        self.backbone = _build_vision_tower(settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"])
+        self.backbone = _tower(_build_vision_tower, config, "vision_cfg")
         if not isinstance(self.backbone, ModifiedResNet):
             raise ValueError(f"The image encoder must be one of CLIP's ResNets (RN50, RN101), got {config.name!r}.")
         self.backbone.attnpool.__class__ = PositionKeepingAttentionPool  # same state, other forward
@@ -139,7 +139,7 @@ class ClipViT(Encoder):
     def __init__(self, config: ClipEncoderConfig):
         super().__init__()
         settings = clip_model_config(config)
-        self.backbone = _build_vision_tower(settings["embed_dim"], settings["vision_cfg"], settings["quick_gelu"])
+        self.backbone = _tower(_build_vision_tower, config, "vision_cfg")
         if type(self.backbone) is not VisionTransformer:
             raise ValueError(f"The image encoder must be one of CLIP's vision transformers, got {config.name!r}.")
         self.backbone.__class__ = _ImageTower
@@ -183,8 +183,7 @@ class ClipTextEncoder(Encoder):
 
     def __init__(self, config: ClipEncoderConfig):
         super().__init__()
-        settings = clip_model_config(config)
-        self.tower = _build_text_tower(settings["embed_dim"], settings["text_cfg"], settings["quick_gelu"])
+        self.tower = _tower(_build_text_tower, config, "text_cfg")
         self.tower.__class__ = _TextTower
         del self.tower.attn_mask  # made for the length at hand instead
         for block in self.tower.transformer.resblocks:
@@ -209,6 +208,18 @@ class ClipTextEncoder(Encoder):
         if length > self.max_length:
             raise ValueError(f"CLIP's text encoder has {self.max_length} positions, but the expressions have {length}.")
         return self.tower(input_ids, attention_mask)
+
+
+def _tower(build, config: ClipEncoderConfig, part: str) -> nn.Module:
+    """One of open_clip's towers. Raises ValueError where open_clip cannot build it, with its reason."""
+    settings = clip_model_config(config)
+    try:
+        return build(settings["embed_dim"], settings[part], settings["quick_gelu"])
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"ClipEncoderConfig: open_clip builds no {config.name!r} with these arguments ({type(error).__name__}: "
+            f"{error!s:.200})."
+        ) from error
 
 
 def clip_model_config(config: ClipEncoderConfig) -> dict[str, Any]:

@@ -4,13 +4,12 @@ The model type is `clipseg_ris`, since transformers has a model of type `clipseg
 `AutoModel` misread every CLIPSeg on the Hub. Wherever a person types a name, `clipseg` will do.
 """
 
-from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPSegConfig, CLIPSegTextConfig, CLIPSegVisionConfig
 
-from .configuration_ris import RisConfig, StrictConfig
+from .configuration_ris import RisConfig
 
 
 # What a transformers CLIPSeg says beside its two encoders.
@@ -44,6 +43,7 @@ class ClipsegConfig(RisConfig):
 
     model_type = "clipseg_ris"
     sub_configs = {"text_config": CLIPSegTextConfig, "vision_config": CLIPSegVisionConfig}
+    nested_defaults = {"vision_config": {"patch_size": 16}}
 
     text_config: CLIPSegTextConfig | dict | None = None
     vision_config: CLIPSegVisionConfig | dict | None = None
@@ -60,8 +60,6 @@ class ClipsegConfig(RisConfig):
     initializer_factor: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        self.text_config = _nested("text_config", CLIPSegTextConfig, self.text_config, {})
-        self.vision_config = _nested("vision_config", CLIPSegVisionConfig, self.vision_config, {"patch_size": 16})
         self.extract_layers = list(self.extract_layers)
         super().__post_init__(**kwargs)
         name, vision, text = type(self).__name__, self.vision_config, self.text_config
@@ -110,19 +108,6 @@ class ClipsegConfig(RisConfig):
             | shared
             | overrides
         )
-
-
-def _nested(name: str, kind: type, given: Any, own: dict[str, Any]) -> Any:
-    """A nested config given as dict: its fields over `own` ones. Raises ValueError for a field that there is not."""
-    if given is not None and not isinstance(given, dict):
-        return given
-    given = given or {}
-    known = {*kind().to_dict(), "dtype", "torch_dtype"}  # what transformers writes, it must be able to read again
-    unknown = sorted(set(given) - known)
-    if unknown:
-        takes = sorted({field.name for field in fields(kind)} - {field.name for field in fields(StrictConfig)})
-        raise ValueError(f"ClipsegConfig: {name} has no field {', '.join(unknown)}; its fields are {', '.join(takes)}.")
-    return kind(**{**own, **given})
 
 
 ClipsegConfig.register_for_auto_class()

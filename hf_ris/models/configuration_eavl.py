@@ -28,8 +28,8 @@ class EavlConfig(RisConfig):
     Args:
         encoders: `swin_bert` (`vision_config`, `text_config`) or `clip` (`clip_config`).
         vision_config: a Swin with three levels or more, of which the coarsest passes the attention pooling. A dict
-            stands for `VisionEncoderConfig(**dict)`.
-        text_config: BERT (without pooler). A dict stands for `BertConfig(**dict)`.
+            overrides single fields, and of `arguments` single ones.
+        text_config: BERT (without pooler). A dict overrides single fields of BERT-base's.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         clip_config: CLIP's two encoders, the image encoder one of its ResNets. A dict overrides single fields.
         fusion_stage: the level (one of `vision_config.output_stages`; 3, 4 or 5 with CLIP) whose size the fused
@@ -45,6 +45,7 @@ class EavlConfig(RisConfig):
 
     model_type = "eavl"
     sub_configs = {"vision_config": VisionEncoderConfig, "text_config": BertConfig, "clip_config": ClipEncoderConfig}
+    nested_defaults = {"vision_config": _SWIN_BASE}
 
     encoders: Literal["swin_bert", "clip"] = "swin_bert"
     vision_config: VisionEncoderConfig | dict | None = None
@@ -66,8 +67,6 @@ class EavlConfig(RisConfig):
     use_query_estimator: bool = True
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None:
-            self.vision_config = dict(_SWIN_BASE)
         super().__post_init__(**kwargs)
         self._check_values()
         self._check_combinations()

@@ -8,6 +8,11 @@ from transformers import BertConfig
 from .configuration_ris import ClipEncoderConfig, RisConfig, VisionEncoderConfig
 
 
+_SWIN_B = {
+    "name": "swin_base_patch4_window12_384",
+    "pretrained_tag": "ms_in22k",
+    "arguments": {"window_size": 12, "drop_path_rate": 0.3},
+}
 _VIT_B = {"name": "ViT-B-16-quickgelu"}
 
 
@@ -16,11 +21,11 @@ class LavtConfig(RisConfig):
     """Configuration of `LavtForReferringSegmentation`.
 
     Args:
-        vision_config: the Swin backbone; all four stages are used. A dict stands for `VisionEncoderConfig(**dict)`.
-            `arguments={"drop_path_rate": 0.3}` is the paper's stochastic depth.
+        vision_config: the Swin backbone; all four stages are used. A dict overrides single fields, and of `arguments`
+            single ones; `{"arguments": {"drop_path_rate": 0.1}}` is another stochastic depth than the paper's 0.3.
         text_encoder: `bert`, or CLIP's (VATEX's supplementary, Table 1).
         clip_config: of `clip`, of which the text encoder alone is used. A dict overrides single fields of ViT-B/16's.
-        text_config: the BERT encoder (without pooler). A dict stands for `BertConfig(**dict)`.
+        text_config: the BERT encoder (without pooler). A dict overrides single fields of BERT-base's.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         fusion_num_heads: attention heads of the pixel-word attention of each stage; they divide the stage's width.
         fusion_dropout: dropout in [0, 1) after the two GELU projections of the pixel-word attention module.
@@ -36,6 +41,7 @@ class LavtConfig(RisConfig):
         "clip_config": ClipEncoderConfig,
         "text_config": BertConfig,
     }
+    nested_defaults = {"vision_config": _SWIN_B, "clip_config": _VIT_B}
 
     vision_config: VisionEncoderConfig | dict | None = None
     text_encoder: Literal["bert", "clip"] = "bert"
@@ -51,14 +57,6 @@ class LavtConfig(RisConfig):
     aligner_dim: int = 512
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None:
-            self.vision_config = VisionEncoderConfig(
-                name="swin_base_patch4_window12_384",
-                pretrained_tag="ms_in22k",
-                arguments={"window_size": 12, "drop_path_rate": 0.3},
-            )
-        if self.clip_config is None or isinstance(self.clip_config, dict):
-            self.clip_config = {**_VIT_B, **(self.clip_config or {})}
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config
         if not vision.name.startswith("swin_") or list(vision.output_stages) != [2, 3, 4, 5]:

@@ -48,6 +48,7 @@ class LtsConfig(RisConfig):
 
     model_type = "lts"
     sub_configs = {"vision_config": VisionEncoderConfig}
+    nested_defaults = {"vision_config": _DARKNET53}
 
     vision_config: VisionEncoderConfig | dict | None = None
     image_size: int = 416
@@ -69,8 +70,6 @@ class LtsConfig(RisConfig):
     loss_reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None or isinstance(self.vision_config, dict):
-            self.vision_config = {**_DARKNET53, **(self.vision_config or {})}
         self.aspp_rates = list(self.aspp_rates)
         super().__post_init__(**kwargs)
         self._check_values()

@@ -8,6 +8,13 @@ from transformers import BertConfig
 from .configuration_ris import RisConfig, VisionEncoderConfig
 
 
+_SWIN_BASE = {
+    "name": "swin_base_patch4_window7_224",
+    "pretrained_tag": "ms_in22k",
+    "arguments": {"drop_path_rate": 0.3},
+}
+
+
 @strict
 class MpgLqgnetConfig(RisConfig):
     """Configuration of `MpgLqgnetForReferringSegmentation`; without arguments it is the paper's model.
@@ -21,8 +28,9 @@ class MpgLqgnetConfig(RisConfig):
     - Table 5: `num_prior_layers` 1 to 8. Table 6: `coordinates=False`.
 
     Args:
-        vision_config: the Swin backbone; all four stages are used. A dict stands for `VisionEncoderConfig(**dict)`.
-        text_config: the BERT encoder (without pooler). A dict stands for `BertConfig(**dict)`.
+        vision_config: the Swin backbone; all four stages are used. A dict overrides single fields, and of `arguments`
+            single ones.
+        text_config: the BERT encoder (without pooler). A dict overrides single fields of BERT-base's.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         fusion: `bsam`, bidirectional spatial alignment (Eq. 1-9), or `tile`, the mean word beside every pixel.
         query_stages: the Swin stages, of 1 to 4, whose language queries reach the generator.
@@ -44,6 +52,7 @@ class MpgLqgnetConfig(RisConfig):
 
     model_type = "mpg_lqgnet"
     sub_configs = {"vision_config": VisionEncoderConfig, "text_config": BertConfig}
+    nested_defaults = {"vision_config": _SWIN_BASE}
 
     vision_config: VisionEncoderConfig | dict | None = None
     text_config: BertConfig | dict | None = None
@@ -68,10 +77,6 @@ class MpgLqgnetConfig(RisConfig):
     loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0)
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None:
-            self.vision_config = VisionEncoderConfig(
-                name="swin_base_patch4_window7_224", pretrained_tag="ms_in22k", arguments={"drop_path_rate": 0.3}
-            )
         self.query_stages, self.loss_weights = list(self.query_stages), list(self.loss_weights)
         super().__post_init__(**kwargs)
         self._check_values()

@@ -1,7 +1,12 @@
-"""What every referring-segmentation configuration shares: strict fields, no silent extras, nested encoder configs."""
+"""What every referring-segmentation configuration shares: strict fields, no silent extras, nested encoder configs.
 
+A `config.json` may come from anyone: a size in it that no model of this kind has is refused before anything is built.
+"""
+
+import re
+from copy import deepcopy
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -11,8 +16,22 @@ from transformers import PreTrainedConfig
 _TRANSFORMERS_KEYS = frozenset(
     "_name_or_path name_or_path _commit_hash model_type auto_map custom_pipelines torch_dtype num_labels "
     "attn_implementation _attn_implementation_internal experts_implementation _experts_implementation_internal "
-    "output_attentions use_cache transformers_version".split()
+    "output_attentions use_cache transformers_version pad_token_id bos_token_id eos_token_id "
+    "quantization_config".split()
 )
+
+# Bounds of what a configuration may say, far beyond every published model.
+_LARGEST = 2**14
+_LARGEST_NAMED = {
+    **dict.fromkeys("vocab_size pad_token_id bos_token_id eos_token_id masked_token_id loss_points".split(), 2**20),
+    **dict.fromkeys(["image_size", "clip_image_size"], 4_096),
+    "window_size": 32,
+    "patch_size": 512,
+    "num_labels": 1_000,
+}
+_LAYERS, _MOST_LAYERS = re.compile(r"(^|_)(layers|depths?|filterings)$"), 256  # of a list, in all
+_SIZES = re.compile(r"(size|widths?|dims?|heads|layers|depths?|channels|position_embeddings|length)$")
+_LONGEST_LIST, _LONGEST_TEXT, _DEEPEST = 1_000, 10_000, 20
 
 
 # Arguments of timm.create_model that read files or the network.
@@ -21,23 +40,112 @@ _TIMM_LOADING_KEYS = frozenset("pretrained pretrained_cfg pretrained_cfg_overlay
 
 @strict
 class StrictConfig(PreTrainedConfig):
-    """A `PreTrainedConfig` that refuses a field it does not know, naming the field and what it could have been."""
+    """A `PreTrainedConfig` that refuses a field it does not know, naming the field and what it could have been.
+
+    `sub_configs = {"vision_config": VisionEncoderConfig, ...}` on a class makes dicts of those fields configs, and
+    `nested_defaults` holds what its architecture's own differ in. A dict overrides single keys of these, those of
+    `arguments` included; None in a dict is None. (transformers' `sub_configs_defaults` is younger than 5.17.)
+
+    An attribute that was added to a config (`config.note = "..."`) is saved and read again.
+
+    Raises:
+        ValueError: an unknown field, or a size that no model has.
+    """
+
+    nested_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __post_init__(self, **kwargs):
-        known = {field.name for field in fields(self)}
-        unknown = sorted(set(kwargs) - known - _TRANSFORMERS_KEYS)
-        if unknown:
-            own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
-            raise ValueError(
-                f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(own)}."
-            )
-        # `sub_configs = {"vision_config": VisionEncoderConfig, ...}` on a class makes dicts of those fields configs; a
-        # class sets its own defaults before it calls this. (transformers' `sub_configs_defaults` is younger than 5.17.)
-        for name, config_class in self.sub_configs.items():
-            value = self.__dict__[name]
+        added = kwargs.pop("added_attributes", None) or ()
+        _refuse_unknown(type(self).__name__, type(self), set(kwargs) - set(added))
+        own = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
+        sized = own | {"num_labels", "id2label", "label2id"}  # a list of as many labels is made
+        values = {**self.__dict__, **kwargs}
+        _check_sizes(type(self).__name__, {name: values[name] for name in sorted(sized & values.keys())})
+        for field, config_class in self.sub_configs.items():
+            value = self.__dict__[field]
             if not isinstance(value, PreTrainedConfig):
-                setattr(self, name, config_class(**(value or {})))
+                place = f"{type(self).__name__}: {field}"
+                value = _overriding(place, config_class, value or {}, self.nested_defaults.get(field, {}))
+                setattr(self, field, config_class(**value))
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the names of added attributes, so that they are read again."""
+        values = super().to_dict()
+        added = sorted(set(values) - {field.name for field in fields(self)} - _TRANSFORMERS_KEYS)
+        return values | {"added_attributes": added} if added else values
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers; fields given beside the dict override it key by key, and are checked as all are."""
+        own = {field.name for field in fields(cls)} - {field.name for field in fields(PreTrainedConfig)}
+        given = {key: kwargs.pop(key) for key in sorted(own & kwargs.keys())}
+        for field in cls.sub_configs.keys() & given.keys():
+            if isinstance(given[field], dict) and config_dict.get(field):
+                place = f"{cls.__name__}: {field}"
+                given[field] = _overriding(place, cls.sub_configs[field], given[field], config_dict[field])
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+
+def _refuse_unknown(place: str, config_class: type[PreTrainedConfig], given: set[str]) -> None:
+    known = {field.name for field in fields(config_class)}
+    unknown = sorted(given - known - _TRANSFORMERS_KEYS - config_class.attribute_map.keys())
+    if unknown:
+        own = sorted(known - {field.name for field in fields(PreTrainedConfig)})
+        raise ValueError(f"{place} has no field {', '.join(unknown)[:200]}; its fields are {', '.join(own)}.")
+
+
+def _overriding(
+    place: str, config_class: type[PreTrainedConfig], given: dict[str, Any], default: dict[str, Any]
+) -> dict[str, Any]:
+    """A nested config's dict in full: the default's keys, where `given` has them its own, `arguments` key by key."""
+    own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    if {"model_type", *own} <= given.keys():  # saved, and so whole
+        return given
+    if "model_type" not in given:
+        _refuse_unknown(place, config_class, set(given) - {"dtype"})
+    names = [str(values.get("name") or "").partition("_")[0] for values in (given, default)]
+    if all(names) and names[0] != names[1]:  # arguments and weights of a Swin say nothing of a ResNet
+        default = {key: value for key, value in default.items() if key not in ("pretrained_tag", "arguments")}
+    return _merged(default, given)
+
+
+def _merged(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(default[key], value)
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(default.get(key), dict)
+    }
+    return deepcopy(default) | given | both
+
+
+def _check_sizes(place: str, value: Any, key: str = "") -> None:
+    """Raises ValueError where a number, list or text, at any depth, is larger than any model's."""
+    if isinstance(value, dict):
+        _check_bound(place, len(value), _LONGEST_LIST, "entries")
+        _check_bound(place, place.count("."), _DEEPEST, "levels deep")
+        for name, inner in value.items():
+            _check_sizes(f"{place}.{str(name)[:50]}", inner, str(name))
+    elif isinstance(value, (list, tuple)):
+        _check_bound(place, len(value), _LONGEST_LIST, "entries")
+        for inner in value:
+            _check_sizes(place, inner, key)
+        if _LAYERS.search(key) and all(type(inner) is int for inner in value):
+            _check_bound(place, sum(map(abs, value)), _MOST_LAYERS, "in all")
+    elif isinstance(value, str):
+        _check_bound(place, len(value), _LONGEST_TEXT, "characters")
+    elif type(value) in (int, float):
+        bound = _MOST_LAYERS if _LAYERS.search(key) else _LARGEST_NAMED.get(key, _LARGEST)
+        _check_bound(place, abs(value), bound, "")
+        lowest = 1 if _SIZES.search(key) else 0
+        if place.count(".") > 1 and value < lowest:  # a nested one; an architecture's own fields are checked by it
+            raise ValueError(f"{place} must be at least {lowest}, got {value}.")
+
+
+def _check_bound(place: str, value: float, bound: int, unit: str) -> None:
+    if not value <= bound:  # NaN neither
+        shown = value if value < 10**15 or value != value else "more than 10^15"
+        raise ValueError(f"{place} must be at most {bound} {unit}".rstrip() + f", got {shown}.")
 
 
 @strict

@@ -21,9 +21,8 @@ class VatexConfig(RisConfig):
 
     The eight rows of the supplementary's Table 8 are `clip_prior`, `cmd` and `mcc`; those of Table 5 are
     `clip_prior=False` and the three of `prior_prompt`. Swin-L is `vision_config={"name":
-    "swin_large_patch4_window12_384"}`, the paper's ResNets are `vision_config={"name": "resnet101", "pretrained_tag":
-    None, "arguments": None}`. The fields from `early_fusion` on are what the published program adds to the paper or
-    does otherwise; by default they are off.
+    "swin_large_patch4_window12_384"}`, the paper's ResNets are `vision_config={"name": "resnet101"}`. The fields from
+    `early_fusion` on are what the published program adds to the paper or does otherwise; by default they are off.
 
     Args:
         vision_config: a Swin or ResNet of which all four levels are used. A dict overrides single fields.
@@ -58,7 +57,7 @@ class VatexConfig(RisConfig):
 
     model_type = "vatex"
     sub_configs = {"vision_config": VisionEncoderConfig, "clip_config": ClipEncoderConfig}
-    vision_default: ClassVar[dict] = _SWIN_B
+    nested_defaults = {"vision_config": _SWIN_B, "clip_config": _VIT_B}
     vision_families: ClassVar[tuple[str, ...]] = ("swin_", "resnet")  # how the names begin that are taken
     vision_names: ClassVar[str] = "a timm swin_* or resnet* name"
 
@@ -92,10 +91,6 @@ class VatexConfig(RisConfig):
     class_loss: Literal["binary", "softmax"] = "binary"
 
     def __post_init__(self, **kwargs):
-        for name, default in (("vision_config", self.vision_default), ("clip_config", _VIT_B)):
-            value = getattr(self, name)
-            if value is None or isinstance(value, dict):
-                setattr(self, name, {**default, **(value or {})})
         self.loss_weights = list(self.loss_weights)
         super().__post_init__(**kwargs)
         for name in "clip_image_size hidden_dim num_heads ffn_dim decoder_layers num_queries loss_points".split():

@@ -26,7 +26,9 @@ class VatexVideoConfig(VatexConfig):
     """
 
     model_type = "vatex_video"
-    vision_default: ClassVar[dict] = {"name": "swin3d_b", "pretrained_tag": "KINETICS400_V1"}
+    nested_defaults = VatexConfig.nested_defaults | {
+        "vision_config": {"name": "swin3d_b", "pretrained_tag": "KINETICS400_V1"}
+    }
     vision_families: ClassVar[tuple[str, ...]] = ("swin3d_", "swin_", "resnet")
     vision_names: ClassVar[str] = "torchvision's swin3d_* or a timm swin_* or resnet* name"
 

@@ -26,7 +26,7 @@ class VltConfig(RisConfig):
             paper prints no vocabulary; the default only sizes a model built without a tokenizer.
         embedding_dim: of a word of that table (GloVe's 300).
         hidden_size: of the GRU, whose directions are summed.
-        text_config: BERT (without pooler), for `text_encoder="bert"`. A dict stands for `BertConfig(**dict)`.
+        text_config: BERT (without pooler), for `text_encoder="bert"`. A dict overrides single fields.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         fusion_stage: the one of `vision_config.output_stages` whose size the fused features and the queries' maps have.
         fusion_dim: channels of the necks.
@@ -46,6 +46,7 @@ class VltConfig(RisConfig):
 
     model_type = "vlt"
     sub_configs = {"vision_config": VisionEncoderConfig, "text_config": BertConfig}
+    nested_defaults = {"vision_config": _DARKNET53}
 
     vision_config: VisionEncoderConfig | dict | None = None
     text_encoder: Literal["gru", "bert"] = "gru"
@@ -73,8 +74,6 @@ class VltConfig(RisConfig):
     aligner: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.vision_config is None or isinstance(self.vision_config, dict):
-            self.vision_config = {**_DARKNET53, **(self.vision_config or {})}
         super().__post_init__(**kwargs)
         self._check_values()
 

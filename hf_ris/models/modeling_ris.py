@@ -19,6 +19,8 @@ from .vision_encoders import Encoder, restore_buffers
 
 logger = logging.get_logger(__name__)
 
+MOST_PARAMETERS = 1_500_000_000  # of a model that is loaded; VATEX with the largest CLIP of its kind has 1.1 billion
+
 
 @dataclass
 class RisOutput(ModelOutput):
@@ -79,6 +81,11 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
             return
         # what was loaded bears transformers' mark; what is still on the meta device waits on a disk
         saved = self.state_dict(keep_vars=True)
+        count = sum(t.numel() for t in saved.values())
+        if count > MOST_PARAMETERS:
+            raise ValueError(
+                f"This {type(self).__name__} would have {count:,} parameters: a size of its configuration is wrong."
+            )
         missing = [
             name for name, t in saved.items() if not t.is_meta and not t.__dict__.get("_is_hf_initialized", False)
         ]

@@ -100,6 +100,17 @@ def _pretrained_state_dict(name: str, **kwargs) -> dict[str, Tensor]:
         ) from error
 
 
+def _build(name: str, **arguments) -> nn.Module:
+    """timm's model without weights. Raises ValueError where timm cannot build it, with timm's reason."""
+    try:
+        return timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"VisionEncoderConfig: timm builds no {name!r} with these arguments ({type(error).__name__}: "
+            f"{error!s:.200})."
+        ) from error
+
+
 class CnnEncoder(VisionEncoder):
     """Darknet and ResNet through timm's `features_only` interface."""
 
@@ -110,13 +121,17 @@ class CnnEncoder(VisionEncoder):
         # timm counts feature levels from stride 2, so stage 3 (stride 8) is its index 2 for ResNet; Darknet's levels
         # start at stride 1 (its stem does not downsample).
         if config.name.startswith("darknet"):
+            unknown = sorted(arguments.keys() - {"depths", "widths", "stem_width"})
+            if unknown:
+                raise ValueError(
+                    f"VisionEncoderConfig: the arguments of {config.name} are depths, widths and stem_width, got "
+                    f"{', '.join(unknown)[:200]}."
+                )
             self.out_indices = stages
             self.backbone = _darknet(config.name, self.out_indices, **arguments)
         else:
             self.out_indices = [stage - 1 for stage in stages]
-            self.backbone = timm.create_model(
-                config.name, pretrained=False, features_only=True, out_indices=self.out_indices, **arguments
-            )
+            self.backbone = _build(config.name, features_only=True, out_indices=self.out_indices, **arguments)
         finer, channels = len(self.finer_stages), self.backbone.feature_info.channels()
         self.finer_channels, self.channels = channels[:finer], channels[finer:]
         if self.backbone.feature_info.reduction()[finer:] != self.strides:
@@ -151,7 +166,7 @@ class CnnEncoder(VisionEncoder):
 def _darknet(name: str, out_indices: list[int], depths=None, widths=None, stem_width: int = 32) -> nn.Module:
     """timm's Darknet as a pyramid; `depths` and `widths` (five numbers each) make a smaller one of the same design."""
     if depths is None and widths is None:
-        return timm.create_model(name, pretrained=False, features_only=True, out_indices=out_indices)
+        return _build(name, features_only=True, out_indices=out_indices)
     if depths is None or widths is None or len(depths) != 5 or len(widths) != 5:
         raise ValueError(f"A custom {name} takes depths and widths of five stages, got {depths} and {widths}.")
     design = CspModelCfg(
@@ -228,9 +243,8 @@ class SwinEncoder(VisionEncoder):
 
     def __init__(self, config: VisionEncoderConfig, finest: int | None = None):
         super().__init__(config, finest)
-        self.backbone = timm.create_model(
+        self.backbone = _build(
             config.name,
-            pretrained=False,
             num_classes=0,
             always_partition=True,
             strict_img_size=False,
