@@ -191,6 +191,10 @@ class ClipTextEncoder(Encoder):
         self.channels, self.output_dim = self.tower.width, self.tower.output_dim
         self.max_length = self.tower.context_length
 
+    @property
+    def vocab_size(self) -> int:
+        return self.tower.token_embedding.num_embeddings
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         super().set_grad_checkpointing(enable)
         self.tower.set_grad_checkpointing(enable)

@@ -107,6 +107,10 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
                     field = f"{part}.{name}" if part else name
                     raise ValueError(f"No public weights fit {field}={own}: {source} has {other}.")
 
+    @property
+    def text_limits(self) -> tuple[int, int | None]:
+        return self.config.text_config.vocab_size, self.config.text_config.max_position_embeddings
+
     def get_input_embeddings(self):
         return self.clip.text_model.embeddings.token_embedding
 
@@ -174,9 +178,9 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: a pixel_mask, or sizes or an image_index that do not fit.
         """
-        if pixel_mask is not None:
-            raise ValueError(f"{type(self).__name__} takes no pixel_mask: its images are squashed.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         image, fine = self.split_refinement(self.encode_image(pixel_values))
         levels = tuple(level.index_select(0, image_index) for level in image)
         patch = self.config.vision_config.patch_size

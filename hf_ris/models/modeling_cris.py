@@ -281,9 +281,9 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: a pixel_mask, sizes or an image_index that do not fit, or one expression in a training batch.
         """
-        if pixel_mask is not None:
-            raise ValueError(f"{type(self).__name__} takes no pixel_mask: its images are letterboxed.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         visual, fine = self.split_refinement(self.encode_image(pixel_values))
         words, sentence = self.encode_text(input_ids, attention_mask)
         x = self.neck(visual[:3], sentence, image_index)

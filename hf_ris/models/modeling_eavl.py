@@ -196,9 +196,9 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
         """
-        if pixel_mask is not None:
-            raise ValueError("EAVL takes no pixel_mask: its images are squashed to one size, without padding.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         image, fine = self.split_refinement(self.encode_image(pixel_values))
         dense, image_vector, *visual = (part.index_select(0, image_index) for part in image)
         words, sentence = self.encode_text(input_ids, attention_mask)

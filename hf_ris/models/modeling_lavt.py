@@ -215,9 +215,9 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             ValueError: a pixel_mask, an image_index that does not fit, or with the aligner another size of the image
                 than the config's.
         """
-        if pixel_mask is not None:
-            raise ValueError("LAVT takes no pixel_mask: its images are squashed to one size, without padding.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         (visual,), fine = self.split_refinement(self.encode_image(pixel_values))
         visual = visual.index_select(0, image_index)
         words = self.encode_text(input_ids, attention_mask)

@@ -276,16 +276,21 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
             pixel_values: (B, 3, H, W) normalised images.
             input_ids, attention_mask: (N, L), padding at the end.
             image_index: (N,) long in [0, B); None is one expression per image.
-            pixel_mask, object_index: part of every architecture's signature; LTS fills its whole input and has no loss
-                between expressions, so it reads neither.
+            pixel_mask: not supported: LTS squashes its images, so nothing is padding.
+            object_index: accepted, as from every collator; not used.
             labels: (N, h, w) masks in [0, 1] of any resolution.
 
         Returns:
             `RisOutput`: logits (N, H/4, W/4), or at H/8 without the segmentation module, or at the refinement's stride;
             prior_logits (N, n, H/8, W/8), None without localization; with labels, loss (Eq. 13) and losses
             `segmentation` and, where it has a weight, `location`.
+
+        Raises:
+            ValueError: a pixel_mask, or inputs that `check_inputs` refuses.
         """
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         visual, fine = self.split_refinement(self.encode_image(pixel_values))
         words, sentence = self.encode_text(input_ids, attention_mask)
         fused = self.fusion(visual, sentence, image_index)

@@ -386,9 +386,9 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
             ValueError: a pixel_mask, an image_index that does not fit, or a single expression in training where the
                 gate's batch norm needs two.
         """
-        if pixel_mask is not None:
-            raise ValueError("MPG-LQGNet takes no pixel_mask: its images are squashed to one size, without padding.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         (visual,), fine = self.split_refinement(self.encode_image(pixel_values))
         visual = visual.index_select(0, image_index)
         maps, queries = self.fuse(visual, self.encode_text(input_ids, attention_mask), attention_mask)

@@ -1,5 +1,6 @@
 """What every referring-segmentation model shares: its output, its base class, and how images meet expressions."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,19 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
+from .input_checks import (
+    Condition,
+    can_be_looked_at,
+    check_index,
+    check_labels,
+    check_pixels,
+    check_shape,
+    check_values,
+    check_words,
+    label_conditions,
+    rectangle_conditions,
+    word_conditions,
+)
 from .losses import resize_labels
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
 from .refinement import MaskRefinement, enlarge
@@ -64,6 +78,8 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     pipeline_task: ClassVar[str] = TASK
     pipeline_class: ClassVar[type] = ReferringImageSegmentationPipeline
     supports_gradient_checkpointing = True
+
+    takes_pixel_mask: ClassVar[bool] = False  # whether its processor pads images
 
     # Regular expressions of parameters that by construction get no gradient; the test suite checks that these are all.
     _keys_without_gradient: ClassVar[list[str]] = []
@@ -203,6 +219,74 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
                 module.set_grad_checkpointing(enable)
             elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
                 module._set_gradient_checkpointing(enable, **kwargs)
+
+    @property
+    def text_limits(self) -> tuple[int, int | None]:
+        """Rows of the word table, and the most tokens that are read; None is any number."""
+        encoder = self.text_encoder
+        if isinstance(encoder, PreTrainedModel):
+            return encoder.config.vocab_size, encoder.config.max_position_embeddings
+        return encoder.vocab_size, encoder.max_length
+
+    def check_inputs(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        object_index: Tensor | None = None,
+        labels: Tensor | None = None,
+        further: Iterable[Condition] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """attention_mask (N, L) and the image (N,) of each expression, both long.
+
+        While a graph is traced only what is None is seen to; else all inputs are looked at (`input_checks.py`).
+
+        Args:
+            further: what else must be true of an architecture's own inputs.
+
+        Raises:
+            ValueError: inputs that no forward can answer rightly; the message names which.
+        """
+        if pixel_mask is not None and not self.takes_pixel_mask:
+            raise ValueError(f"{type(self).__name__} takes no pixel_mask: its processor pads no image.")
+        if not can_be_looked_at(pixel_values):
+            return attention_mask.long(), self.image_index_of(pixel_values, input_ids, image_index)
+        check_pixels(pixel_values)
+        self._check_dtype(pixel_values)
+        check_words("input_ids", input_ids, attention_mask, "attention_mask")
+        (images, _, height, width), (expressions, length) = pixel_values.shape, input_ids.shape
+        vocabulary, most = self.text_limits
+        if most is not None and length > most:
+            raise ValueError(f"The text encoder has {most} positions, but the expressions have {length} tokens.")
+        check_index("image_index", image_index, expressions)
+        check_index("object_index", object_index, expressions)
+        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        lowest, highest = image_index.aminmax()
+        conditions = [
+            *word_conditions("input_ids", input_ids, attention_mask, "attention_mask", vocabulary),
+            Condition((lowest >= 0) & (highest < images), f"image_index must lie in [0, {images}), one of the images."),
+            *further,
+        ]
+        if pixel_mask is not None:
+            check_shape("pixel_mask", pixel_mask, (images, height, width), "that of the images")
+            conditions += rectangle_conditions(pixel_mask)
+        if labels is not None:
+            check_labels(labels, expressions, height, width)
+            conditions += label_conditions(labels)
+        check_values(conditions)
+        return attention_mask.long(), image_index.long()
+
+    def _check_dtype(self, pixel_values: Tensor) -> None:
+        # sharded models change the dtype of their parameters only where these are used
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if pixel_values.dtype != self.dtype and not distributed:
+            if not torch.is_autocast_enabled(pixel_values.device.type):
+                raise ValueError(
+                    f"pixel_values are {pixel_values.dtype} and the model is {self.dtype}: convert one of them, as in "
+                    "inputs.to(model.dtype), or run under autocast."
+                )
 
     @staticmethod
     def image_index_of(pixel_values: Tensor, input_ids: Tensor, image_index: Tensor | None) -> Tensor:

@@ -54,6 +54,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 from .attention import MultiHeadAttention, attend
 from .clip_encoders import ClipTextEncoder, build_clip_image_encoder, load_clip_weights
 from .configuration_vatex import VatexConfig
+from .input_checks import Condition, can_be_looked_at, check_pixels, check_shape, check_words, word_conditions
 from .losses import (
     binary_cross_entropy,
     dice_loss,
@@ -334,6 +335,7 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
     attention_class: ClassVar[type[nn.Module]] = BidirectionalAttention
     cmd_class: ClassVar[type[nn.Module]] = ContextualMultimodalDecoder
     decoder_class: ClassVar[type[nn.Module]] = MaskedAttentionDecoder
+    takes_pixel_mask = True
     _keys_without_gradient: ClassVar[list[str]] = [r"^clip_image_encoder\.", r"^text_encoder\."]  # CLIP is frozen
 
     def __init__(self, config: VatexConfig):
@@ -422,7 +424,7 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
     def encode_prompts(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """(N, P, L) ids and 0/1 mask -> F_text (N, E), the mean over the prompts."""
         with torch.no_grad():
-            _, sentences = self.text_encoder(prompt_ids.flatten(0, 1), prompt_mask.flatten(0, 1))
+            _, sentences = self.text_encoder(prompt_ids.flatten(0, 1), prompt_mask.long().flatten(0, 1))
         return sentences.unflatten(0, prompt_ids.shape[:2]).mean(1)
 
     def clip_heatmap(self, clip_pixel_values: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
@@ -470,11 +472,12 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: CLIP's view or prompts missing, or an image_index that does not fit.
         """
-        if self.clip_prior is not None and (clip_pixel_values is None or prompt_ids is None or prompt_mask is None):
-            raise ValueError(
-                "VATEX with its prior takes clip_pixel_values, prompt_ids and prompt_mask, as its processor makes them."
-            )
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        further = self.check_prior_inputs(
+            pixel_values, input_ids, attention_mask, clip_pixel_values, prompt_ids, prompt_mask
+        )
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels, further
+        )
         size = pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -size[1] % self.config.stride, 0, -size[0] % self.config.stride))
         content = self.content_of(pixel_mask, pixel_values.shape[-2:])
@@ -509,6 +512,37 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
             weights = dict(zip(("class", "mask", "dice", "mcc"), self.config.loss_weights, strict=True))
             output.loss = sum(weights[name] * term for name, term in output.losses.items())
         return output
+
+    def check_prior_inputs(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        clip_pixel_values: Tensor | None,
+        prompt_ids: Tensor | None,
+        prompt_mask: Tensor | None,
+    ) -> list[Condition]:
+        """What must be true of the prior's inputs; none without a prior, which then are not read.
+
+        Raises:
+            ValueError: a prior whose inputs are missing or of other shapes.
+        """
+        if self.clip_prior is None:
+            return []
+        if clip_pixel_values is None or prompt_ids is None or prompt_mask is None:
+            raise ValueError(
+                "VATEX with its prior takes clip_pixel_values, prompt_ids and prompt_mask, as its processor makes them."
+            )
+        if not can_be_looked_at(pixel_values):
+            return []
+        check_pixels(pixel_values)
+        check_words("input_ids", input_ids, attention_mask, "attention_mask")
+        side, (expressions, *_) = self.config.clip_image_size, input_ids.shape
+        check_shape("clip_pixel_values", clip_pixel_values, (len(pixel_values), 3, side, side), "CLIP's views")
+        check_words("prompt_ids", prompt_ids, prompt_mask, "prompt_mask")
+        shape = (expressions, *prompt_ids.shape[1:]) if prompt_ids.ndim == 3 else (expressions, 1, prompt_ids.shape[-1])
+        check_shape("prompt_ids", prompt_ids, shape, "(expressions, prompts, tokens)")
+        return list(word_conditions("prompt_ids", prompt_ids, prompt_mask, "prompt_mask", self.text_limits[0]))
 
     def content_of(self, pixel_mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
         """(B, 2): rows and columns that are not padding, up to a multiple of the coarsest stride; None: all are."""

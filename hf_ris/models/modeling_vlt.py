@@ -212,9 +212,9 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         Raises:
             ValueError: a pixel_mask, or an image size or image_index that does not fit.
         """
-        if pixel_mask is not None:
-            raise ValueError("VLT takes no pixel_mask: its images are letterboxed.")
-        image_index = self.image_index_of(pixel_values, input_ids, image_index)
+        attention_mask, image_index = self.check_inputs(
+            pixel_values, input_ids, attention_mask, image_index, pixel_mask, object_index, labels
+        )
         image, fine = self.split_refinement(self.encode_image(pixel_values))
         dense, *visual = (maps.index_select(0, image_index) for maps in image)
         words, sentence = self.encode_text(input_ids, attention_mask)

@@ -104,6 +104,8 @@ class BiGru(nn.Module):
         combine: `concat` gives 2 * hidden_size channels (Eq. 4), `sum` gives hidden_size (VLT).
     """
 
+    max_length = None  # reads any number of words
+
     def __init__(self, vocab_size: int, embedding_dim: int, hidden_size: int, combine: str = "concat"):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
@@ -123,6 +125,10 @@ class BiGru(nn.Module):
         states = torch.cat([forward, backward], -1) if self.combine == "concat" else forward + backward
         states = states * mask
         return states, mean_of_words(states, attention_mask)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.embedding.num_embeddings
 
     def load_glove(self, path: str | Path, tokenizer: PreTrainedTokenizerFast) -> int:
         """Copy GloVe vectors into the rows of the tokenizer's words; returns how many words were found."""
