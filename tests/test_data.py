@@ -2,6 +2,7 @@
 
 import json
 import random
+from io import BytesIO
 
 import datasets
 import numpy as np
@@ -179,6 +180,22 @@ def folder(tmp_path):
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(tmp_path / "empty.png")
     Image.fromarray(np.ones((WIDTH, HEIGHT), np.uint8)).save(tmp_path / "turned.png")
     (tmp_path / "broken.png").write_text("no image")
+    (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n")
+    grey = mask.astype(np.uint8) * 255
+    Image.fromarray(grey).save(tmp_path / "white.png")
+    Image.fromarray(mask.astype(np.uint16) * 300).save(tmp_path / "deep.png")
+    Image.fromarray(mask.astype(np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "colour.png")
+    Image.fromarray(grey).save(tmp_path / "keyed.png", transparency=0)
+    soft = Image.fromarray(grey).resize((15, 10)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    soft.save(tmp_path / "soft.png")
+    labels = mask.astype(np.uint8) + (np.arange(WIDTH) > 4) * mask
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "labels.png")
+    Image.fromarray(grey).save(tmp_path / "lossy.jpg", quality=60)
+    Image.fromarray(np.dstack([grey, np.maximum(grey // 2, soft)])).save(tmp_path / "half.png")
+    Image.fromarray(np.where(mask, np.nan, 0).astype(np.float32)).save(tmp_path / "nan.tiff")
+    Image.fromarray(grey).convert("RGB").convert("CMYK").save(tmp_path / "print.tiff")
+    Image.new("LAB", (WIDTH, HEIGHT)).save(tmp_path / "lab.tiff")
     return tmp_path
 
 
@@ -193,6 +210,7 @@ def test_every_spelling_of_a_mask_is_the_same_mask(folder):
         encode_mask(mask),
         {"size": [HEIGHT, WIDTH], "counts": runs_of(mask)},
         *("bilevel.png", "one.png", "palette.png", "alpha.png"),
+        *("white.png", "deep.png", "float.tiff", "colour.png", "keyed.png"),
     ]
     line = {
         "file_name": "a.png",
@@ -204,7 +222,7 @@ def test_every_spelling_of_a_mask_is_the_same_mask(folder):
     for entry in row["objects"]:
         assert np.array_equal(decode_mask(entry["mask"]), mask)
         assert entry["bbox"] == [1, 2, 7, 5] and entry["category"] == ""
-    assert [entry["object_id"] for entry in row["objects"]] == list(range(6))
+    assert [entry["object_id"] for entry in row["objects"]] == list(range(len(spellings)))
     assert [said["text"] for said in row["expressions"]] == ["the left cup", "all"]
     assert [said["object_indices"] for said in row["expressions"]] == [[2], [0, 5]]
 
@@ -301,13 +319,24 @@ def said(**entry):
         ({**GOOD, "file_name": "/etc/hostname"}, "leads outside the folder"),
         ({**GOOD, "file_name": "link.png"}, "leads outside the folder"),
         ({**GOOD, "file_name": "a\0.png"}, "cannot be a path"),
-        ({**GOOD, "file_name": "broken.png"}, "broken.png cannot be opened as an image"),
+        ({**GOOD, "file_name": "broken.png"}, '"broken.png" cannot be opened as an image'),
         ({**GOOD, "expresions": []}, 'no field "expresions": the fields are file_name, objects'),
         ({"file_name": "a.png", "objects": []}, '"expressions" must be a list, not null: this line has file_name, obj'),
         (objects(mask=None), 'object 0: "mask" must be a COCO RLE .* or the path of a mask image, not null'),
         (objects(mask="none.png"), 'no file "none.png"'),
         (objects(mask="../outside.png"), "leads outside"),
-        (objects(mask="broken.png"), "mask broken.png cannot be opened"),
+        (objects(mask="broken.png"), 'the mask "broken.png" is no picture that is read here'),
+        ({**GOOD, "file_name": "drawing.eps"}, '"drawing.eps" cannot be opened as an image'),
+        (objects(mask="drawing.eps"), 'the mask "drawing.eps" is no picture that is read here'),
+        (objects(mask="soft.png"), r"not the mask of one object: beside 0 its pixels have the values \[\d+\] and"),
+        (objects(mask="labels.png"), r"have the values \[1\] and \[2\]; draw an object in one value on 0"),
+        (objects(mask="lossy.jpg"), "JPEG blurs edges"),
+        (objects(mask="half.png"), "not the mask of one object"),
+        (objects(mask="nan.tiff"), "not the mask of one object"),
+        (objects(mask="print.tiff"), 'the mask "print.tiff" has the mode CMYK; a mask has one of 1, L, P'),
+        (objects(mask="lab.tiff"), "has the mode LAB"),
+        (said(text="half \ud83d", object=0), "a lone surrogate. at place 5"),
+        (objects(category="half \ud83d"), '"category" holds half a character'),
         (objects(mask="turned.png"), "mask is 30 x 20 .* is 20 x 30"),
         (objects(mask="empty.png"), "holds no pixel"),
         (objects(mask={"size": [2**17, 2**17], "counts": [2**34]}), "mask is 131072 x 131072"),
@@ -659,3 +688,39 @@ def test_collator_feeds_a_real_processor():
     dog = block(12, 10)
     expected = Image.fromarray(dog).resize((64, 64), Image.Resampling.NEAREST)
     assert np.array_equal(batch["labels"][3].numpy() > 0.5, np.asarray(expected))
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """A folder of Parquet whose second picture is cut short and whose third is a drawing in PostScript."""
+    whole = BytesIO()
+    make_row()["image"].save(whole, "PNG")
+    pictures = [whole.getvalue(), whole.getvalue()[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n"]
+    rows = [
+        make_row() | {"image": {"bytes": data, "path": f"{number}.png"}, "image_id": number}
+        for number, data in enumerate(pictures)
+    ]
+    features = datasets.Features({**FEATURES, "image": datasets.Image()})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_that_cannot_be_decoded_are_named(spoiled, streaming):
+    rows = load(spoiled, "train", streaming=streaming)
+    assert rows.features["image"] == FEATURES["image"] == datasets.Image() == rows.features["image"]
+    rows = iter(rows)
+    assert next(rows)["image"].size == (WIDTH, HEIGHT)
+    with pytest.raises(ValueError, match=r"The image '1.png' cannot be decoded"):
+        next(rows)
+    rows = load(spoiled, "train", streaming=streaming)
+    rows = rows.skip(2) if streaming else rows.select([2])
+    with pytest.raises(ValueError, match=r"The image '2.png' is no picture that is read here"):
+        next(iter(rows))
+
+
+def test_what_is_stored_is_the_type_of_datasets(spoiled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    load(spoiled, "train").select([0]).save_to_disk(folder)
+    assert type(datasets.load_from_disk(folder).features["image"]) is datasets.Image
+    assert load(folder)[0]["image"].size == (WIDTH, HEIGHT)

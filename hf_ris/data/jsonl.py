@@ -12,9 +12,11 @@ or, in the short form, one expression about one object; the lines of an image be
     {"file_name": "images/7.jpg", "text": "the left dog", "mask": "masks/7_0.png"}
 
 A mask is a COCO RLE (compressed string, or a list of run lengths) or the path of an image file whose nonzero, not
-wholly transparent pixels are the object. Paths are relative to the folder and stay inside it, links followed. Masks and
-boxes refer to the image **as displayed**, that is after its EXIF orientation is applied, which is also how `datasets`
-decodes it; an RLE's size and a mask file's must equal that size (a mask file's own EXIF is not applied).
+wholly transparent pixels are the object; of a palette image the indices count. An object's pixels have one value: label
+maps, soft masks and what a lossy format blurred are refused, for nobody says where to cut them. Paths are relative to
+the folder and stay inside it, links followed. Masks and boxes refer to the image **as displayed**, that is after its
+EXIF orientation is applied, which is also how `datasets` decodes it; an RLE's size and a mask file's must equal that
+size (a mask file's own EXIF is not applied).
 `"objects": []` in an expression says that nothing in the image fits it.
 
 Optional: `image_id`, `category`, `bbox` [x, y, width, height] in pixels (else the mask's), `object_id` (not in the
@@ -33,6 +35,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
+from ..models.images_ris import DAMAGE, FORMATS, open_image
 from .schema import FEATURES, check_rle, encode_mask
 
 
@@ -40,7 +43,7 @@ _LINE_FIELDS = ("file_name", "objects", "expressions", "image_id")
 _SHORT_FIELDS = ("file_name", "text", "mask", "category", "bbox", "image_id", "expression_id", "ref_id")
 _OBJECT_FIELDS = ("mask", "category", "bbox", "object_id")
 _EXPRESSION_FIELDS = ("text", "objects", "object", "expression_id", "ref_id")
-_IMAGE_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on a file that is no image
+_MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F", "RGB", "LA", "PA", "RGBA")  # in which 0 is black
 _ROWS_PER_CHUNK = 1000
 
 
@@ -167,12 +170,12 @@ class _Row:
         name = line["file_name"]
         path = _inside(name, root)
         try:
-            with Image.open(path) as image:  # reads no further than the header
+            with Image.open(path, formats=FORMATS) as image:  # reads no further than the header
                 width, height = image.size
                 if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # a quarter turn
                     width, height = height, width
-        except _IMAGE_ERRORS as error:
-            raise ValueError(f"{name} cannot be opened as an image: {error}") from error
+        except DAMAGE as error:
+            raise ValueError(f"{_show(name)} cannot be opened as an image: {error}") from error
         self.given_image_id = line.get("image_id")
         self.fields: dict[str, Any] = {
             "image": {"path": str(path), "bytes": None},
@@ -215,9 +218,7 @@ class _Row:
         self.add_expression(line, [index])
 
     def add_object(self, entry: dict[str, Any], mask: dict[str, Any]) -> None:
-        category = entry.get("category", "")
-        if not isinstance(category, str):
-            raise ValueError(f'"category" must be a text, not {_show(category)}')
+        category = _text("category", entry.get("category", ""))
         bbox = self.bbox(entry["bbox"]) if "bbox" in entry else coco_mask.toBbox(mask).tolist()
         object_id = self.ids.take_or_number("object_id", entry)
         self.fields["objects"].append({"object_id": object_id, "category": category, "bbox": bbox, "mask": mask})
@@ -226,6 +227,7 @@ class _Row:
         text, count = entry.get("text"), len(self.fields["objects"])
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'"text" must be a text that is not empty, not {_show(text)}')
+        _text("text", text)
         if not isinstance(indices, list) or not all(_is_int(index) for index in indices):
             raise ValueError(f"object indices must be whole numbers, not {_show(indices)}")
         if any(not 0 <= index < count for index in indices) or len(set(indices)) < len(indices):
@@ -271,17 +273,9 @@ class _Row:
         return encode_mask(np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size, order="F"))
 
     def mask_of_file(self, name: str) -> dict[str, Any]:
-        path = _inside(name, self.root)
-        try:
-            with Image.open(path) as image:
-                self.check_size(image.height, image.width)
-                pixels = np.asarray(image)  # a palette image gives its indices
-                has_alpha = image.mode in ("LA", "RGBA")
-        except _IMAGE_ERRORS as error:
-            raise ValueError(f"the mask {name} cannot be opened as an image: {error}") from error
-        if has_alpha:
-            return encode_mask((pixels[..., :-1] != 0).any(-1) & (pixels[..., -1] != 0))
-        return encode_mask(pixels if pixels.ndim == 2 else (pixels != 0).any(-1))
+        image = open_image(_inside(name, self.root), f"the mask {_show(name)}")
+        self.check_size(image.height, image.width)
+        return encode_mask(drawn_mask(image, f"the mask {_show(name)}"))
 
     def check_size(self, height: int, width: int) -> None:
         if (height, width) != (self.fields["height"], self.fields["width"]):
@@ -302,6 +296,45 @@ class _Row:
                 "[x, y, width, height], not two corners"
             )
         return [float(number) for number in value]
+
+
+def drawn_mask(image: Image.Image, name: str) -> np.ndarray:
+    """Bool (H, W): the pixels of a mask file that are not 0 and not wholly transparent, which must be of one value.
+
+    Raises ValueError for a mode in which 0 is not black, and for pixels of several values or half transparent.
+    """
+    if image.mode not in _MASK_MODES:
+        raise ValueError(f"{name} has the mode {image.mode}; a mask has one of {', '.join(_MASK_MODES)}")
+    values = np.asarray(image.convert("L") if image.mode == "1" else image)  # of a palette image its indices
+    values = values[..., None] if values.ndim == 2 else values
+    if image.mode in ("LA", "PA", "RGBA"):
+        values = values[..., :-1]
+    drawn = (values != 0).any(-1)
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        drawn &= alpha != 0
+        values = np.concatenate([values, alpha[..., None]], -1)
+    found = values[drawn]
+    if len(found) and ((found != found[0]).any() or (found[0] < 0).any()):  # NaN differs from itself
+        other = found[(found != found[0]).any(-1)][:1]
+        told = " and ".join(str(value.tolist()) for value in (found[0], *other))
+        raise ValueError(
+            f"{name} is not the mask of one object: beside 0 its pixels have the values {told}; draw an object in one "
+            "value on 0, each in a file of its own, in a format without loss (JPEG blurs edges)"
+        )
+    return drawn
+
+
+def _text(field: str, value: Any) -> str:
+    """A text that can be stored. Raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f'"{field}" must be a text, not {_show(value)}')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+        raise ValueError(f'"{field}" holds half a character (a lone surrogate) at place {place}') from error
+    return value
 
 
 def _inside(name: str, root: Path) -> Path:
@@ -344,5 +377,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace").decode()
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,7 +13,7 @@ from .jsonl import load_jsonl_folder
 from .refscenes.moving import NAME as MOVING
 from .refscenes.moving import load_moving_scenes
 from .refscenes.scenes import NAMES, SPLITS, load_refscenes
-from .schema import FEATURES
+from .schema import FEATURES, Picture
 from .video_schema import VIDEO_FEATURES, is_video_data, lazy_frames
 
 
@@ -61,11 +61,18 @@ def load(name_or_path: str | Path, split: str | None = None, *, streaming: bool 
         raise ValueError(f"there is no data set {name!r}: {hint}{_WANTED}")
     for part in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
         check_columns(part, name)
+    loaded = _own_decoding(loaded)
     if not streaming or isinstance(loaded, (IterableDataset, IterableDatasetDict)):
         return loaded
     if isinstance(loaded, Mapping):
         return IterableDatasetDict({key: part.to_iterable_dataset() for key, part in loaded.items()})
     return loaded.to_iterable_dataset()
+
+
+def _own_decoding(loaded: AnyDataset) -> AnyDataset:
+    """The same, its images decoded by `Picture`, whatever wrote it."""
+    first = next(iter(loaded.values())) if isinstance(loaded, Mapping) else loaded
+    return loaded if is_video_data(first) else loaded.cast_column("image", Picture())
 
 
 def check_columns(dataset: Dataset | IterableDataset, name: str = "the data set") -> None:

@@ -13,13 +13,49 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Features, Image, List, Value
+from PIL import ExifTags, ImageOps
+from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
+
+from ..models.images_ris import decoding, open_image, show
+
+
+class Picture(Image):
+    """`datasets.Image`, but only the formats of `images_ris.FORMATS` are decoded, and what cannot be is named.
+
+    It is stored, and equal to, the type of `datasets`; `load` gives it to every data set, from wherever it comes.
+    """
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> PillowImage.Image:
+        """`{"bytes": ..., "path": ...}` to a PIL image as displayed.
+
+        Raises:
+            ValueError: a file that is not there, damaged or of another format.
+        """
+        if not self.decode or not isinstance(value, dict) or (value["bytes"] is None and value["path"] is None):
+            return super().decode_example(value, token_per_repo_id)
+        path, data = value["path"], value["bytes"]
+        if data is None and "://" in path:  # of a data set that is streamed
+            stored = pa.array([{"bytes": None, "path": path}], self.pa_type)
+            data = self.embed_storage(stored, token_per_repo_id)[0]["bytes"].as_py()
+        name = "The image" if path is None else f"The image {show(path)}"
+        image = open_image(path if data is None else data, name)
+        with decoding(name):
+            if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                image = ImageOps.exif_transpose(image)
+            return image.convert(self.mode) if self.mode and self.mode != image.mode else image
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Image):
+            return NotImplemented
+        return (self.mode, self.decode, self.id) == (other.mode, other.decode, other.id)
 
 
 FEATURES = Features(
     {
-        "image": Image(),
+        "image": Picture(),
         "image_id": Value("int64"),
         "file_name": Value("string"),
         "height": Value("int32"),

@@ -13,20 +13,20 @@ A mask is what it is for images (`schema.py`).
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PillowImage
 
-from .schema import check_rle, decode_mask, union_mask
+from ..models.images_ris import open_image, show, to_rgb
+from .schema import Picture, check_rle, decode_mask, union_mask
 
 
 _MASK = {"size": List(Value("int32")), "counts": Value("string")}
 VIDEO_FEATURES = Features(
     {
-        "frames": List(Image()),
+        "frames": List(Picture()),
         "frame_names": List(Value("string")),
         "video_id": Value("int64"),
         "file_name": Value("string"),
@@ -64,9 +64,8 @@ class Frames(Sequence):
         if isinstance(index, slice):
             return Frames(self.stored[index])
         entry = self.stored[index]
-        source = BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
-        with PillowImage.open(source) as image:
-            return image.convert("RGB")
+        name = "A frame" if entry["path"] is None else f"The frame {show(entry['path'])}"
+        return to_rgb(open_image(entry["path"] if entry["bytes"] is None else entry["bytes"], name), name)
 
 
 def is_video_data(dataset: Dataset) -> bool:

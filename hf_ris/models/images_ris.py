@@ -226,6 +226,7 @@ def binary_mask(mask: Any, name: str = "The mask") -> np.ndarray:
     """
     if isinstance(mask, Image.Image):
         with decoding(name):
+            mask = mask.convert("L") if mask.mode == "1" else mask  # Pillow's booleans are bytes of 255
             mask.load()
     array = _numbers(mask, f"{name} must be an array (height, width) of booleans; got {show(mask)}.")
     if array.dtype.kind == "b":
