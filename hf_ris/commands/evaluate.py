@@ -16,6 +16,12 @@ expression counts once, by its id. `--control` measures what a benchmark gives a
 largest object's mask (needs no model); `other_scene_expression` and `other_object_expression` give the model an
 expression of another scene, or of another object of the same image, and compare with the target of the right one.
 `--analyse DIR` adds plots of lengths and of the inside.
+
+Of a set of videos, J, F and J&F are measured, of a video model or, frame by frame, of an image model, under the
+protocols youtube_vos (default) and davis; controls are `shuffled_frames`, `first_frame` and `other_object_expression`.
+`--submission out.zip` writes the answers as Ref-YouTube-VOS's server takes them:
+
+    hf-ris evaluate --model outputs/vatex_video/best --data data/ref_youtube_vos --split val --submission out.zip
 """
 
 import argparse
@@ -26,12 +32,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hf_ris.metrics import PROTOCOLS
+from hf_ris.metrics import PROTOCOLS, VIDEO_PROTOCOLS
 
 from . import command
 
 
 CONTROLS = ("largest_object", "other_scene_expression", "other_object_expression")
+VIDEO_CONTROLS = ("shuffled_frames", "first_frame", "other_object_expression")
 _OF_A_MODEL = {  # options that a file of predictions has no use for, and their defaults
     "data": "refscenes",
     "split": "test",
@@ -43,6 +50,7 @@ _OF_A_MODEL = {  # options that a file of predictions has no use for, and their 
     "workers": 0,
     "mixed_precision": "no",
     "output": None,
+    "submission": None,
     "analyse": None,
 }
 
@@ -55,16 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--split", help="(default test)")
     model.add_argument("--size", type=int, help="images taken (default: the whole split)")
     model.add_argument("--image-size", type=int, help="side of RefScenes images (default 128)")
-    model.add_argument("--control", choices=CONTROLS)
+    model.add_argument("--control", choices=tuple(dict.fromkeys(CONTROLS + VIDEO_CONTROLS)))
     model.add_argument("--batch-size", type=int, help="images (default 16)")
     model.add_argument("--max-expressions", type=int, help="of one image in a batch (default 32)")
     model.add_argument("--workers", type=int, help="processes that load data, per process (default 0)")
     model.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default no)")
     model.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the predictions here")
+    model.add_argument("--submission", type=Path, metavar="FILE.zip", help="of videos: write the answers here")
     model.add_argument("--analyse", type=Path, metavar="DIR", help="write analyses and plots here")
     report = parser.add_argument_group("of the report")
     report.add_argument("--compare", type=Path, metavar="FILE.jsonl", help="another model's predictions, pair by pair")
-    report.add_argument("--protocols", nargs="+", choices=list(PROTOCOLS), help="default: all; the first one is sliced")
+    report.add_argument(
+        "--protocols", nargs="+", choices=[*PROTOCOLS, *VIDEO_PROTOCOLS], help="default: all; the first one is sliced"
+    )
     report.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default 1000)")
     report.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default 0.95)")
     report.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resamples (default 0)")
@@ -109,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     from accelerate.utils import broadcast_object_list, gather_object
 
     from hf_ris.baselines import is_baseline
-    from hf_ris.data import load_split
+    from hf_ris.data import is_video_data, load_split
     from hf_ris.environment import check_launch
     from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
 
@@ -122,6 +133,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
         model = model.to(accelerator.device)
     with accelerator.main_process_first():
         dataset = load_split(options.data, options.split, options.size, options.image_size)
+    if is_video_data(dataset):
+        return measure_videos(options, accelerator, model, processor, dataset)
+    refuse_for_images(options)
     similarity = None
     if options.analyse is not None:  # of the extra `train`
         from hf_ris.evaluation import analyses
@@ -158,6 +172,53 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     return report
 
 
+def refuse_for_images(options: argparse.Namespace) -> None:
+    """ValueError for options that a set of images has no use for."""
+    if options.submission is not None:
+        raise ValueError(f"--submission is for videos, but {options.data} holds images.")
+    if options.control in VIDEO_CONTROLS and options.control not in CONTROLS:
+        raise ValueError(f"--control {options.control} is for videos, but {options.data} holds images.")
+    chosen = [name for name in options.protocols or () if name in VIDEO_PROTOCOLS]
+    if chosen:
+        raise ValueError(f"Protocol {chosen[0]} is for videos, but {options.data} holds images.")
+
+
+def measure_videos(options: argparse.Namespace, accelerator, model, processor, dataset) -> dict[str, Any] | None:
+    """The report of a model's answers to videos; None but in the main process."""
+    protocols = options.protocols or ["youtube_vos"]
+    if options.control is not None and options.control not in VIDEO_CONTROLS:
+        raise ValueError(f"Controls of videos are {', '.join(VIDEO_CONTROLS)}, not {options.control}.")
+    for name in ("output", "analyse", "compare"):
+        if vars(options)[name] is not None:
+            raise ValueError(f"--{name} is for images, but {options.data} holds videos; --result takes their report.")
+    wrong = [name for name in protocols if name not in VIDEO_PROTOCOLS]
+    if wrong:
+        raise ValueError(f"Protocols of videos are {', '.join(VIDEO_PROTOCOLS)}, not {wrong[0]}.")
+    from hf_ris.evaluation.submission import Submission
+    from hf_ris.evaluation.videos import evaluate_videos, video_report
+
+    submission = None if options.submission is None else Submission(options.submission, accelerator)
+    start = time.perf_counter()
+    evaluator = evaluate_videos(
+        accelerator,
+        model,
+        processor,
+        dataset,
+        protocols=protocols,
+        max_expressions=options.max_expressions,
+        control=options.control,
+        record=None if submission is None else submission.record,
+        progress=accelerator.is_main_process,
+    )
+    if submission is not None:
+        submission.close(dataset)
+    if not accelerator.is_main_process:
+        return None
+    settings = {"resamples": options.resamples, "confidence": options.confidence, "seed": options.bootstrap_seed}
+    report = facts(options, accelerator.num_processes, time.perf_counter() - start)
+    return report | video_report(evaluator, **settings) | {"submission": options.submission and str(options.submission)}
+
+
 def facts(options: argparse.Namespace, processes: int, seconds: float) -> dict[str, Any]:
     """What was measured, and where."""
     from hf_ris.environment import git_revision, hardware, versions
@@ -187,8 +248,10 @@ def report_on(predictions: Path, options: argparse.Namespace, name: str | None =
 
 
 def show(report: dict[str, Any], options: argparse.Namespace) -> None:
-    from hf_ris.evaluation.report import format_report
-
+    if "videos" in report:
+        from hf_ris.evaluation.videos import format_video_report as format_report
+    else:
+        from hf_ris.evaluation.report import format_report
     print(format_report(report))
     if options.result is not None:
         options.result.parent.mkdir(parents=True, exist_ok=True)

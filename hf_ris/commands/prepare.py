@@ -12,6 +12,9 @@ RAW holds the downloads as they are, unpacked or in their zip archives:
     grefcoco/ grefs(unc).json  instances.json
     phrasecut/ refer_train.json ... image_data_split.json
     images/train2014/COCO_train2014_*.jpg       (or train2014.zip; PhraseCut: VG_100K and VG_100K_2, or their archives)
+    meta_expressions/{train,valid,test}/meta_expressions.json  train/{JPEGImages,Annotations}/  valid/JPEGImages/
+                                                (ref_youtube_vos)
+    DAVIS/ davis_text_annotations/              (ref_davis17)
     NAME/     refs(WHO).p  instances.json       (any other set in refer's format, as RRSIS-D; images in any folder)
 
 A run that was killed goes on when it is started again.
@@ -24,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hf_ris.data.preparation.published import JOINT, NAMES
+from hf_ris.data.preparation.published import JOINT, NAMES, VIDEO_NAMES
 
 from . import command
 
@@ -37,7 +40,9 @@ _OF_SETS = {  # options that some data sets alone have, with their defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help=", ".join(NAMES) + ", or the folder of another in refer's format")
+    parser.add_argument(
+        "name", metavar="NAME", help=", ".join((*NAMES, *VIDEO_NAMES)) + ", or the folder of another in refer's format"
+    )
     parser.add_argument("--raw", type=Path, required=True, metavar="DIR", help="folder of the downloads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--images", type=Path, nargs="+", default=[], help="folders or zip archives of the images")
@@ -56,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.name in VIDEO_NAMES:
+        return run_videos(options)
     for option, (default, names) in _OF_SETS.items():
         if options.name not in NAMES and option == "split_by":
             continue
@@ -88,6 +95,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for kind in ("problems", "remarks"):
         if report[kind]:
             print(f"{len(report[kind])} {kind}: they are listed in {options.out / 'report.json'}", file=sys.stderr)
+    if options.push_to_hub is not None:
+        print(f"pushed to {push(options.out, options.push_to_hub, options.private)}")
+    return report
+
+
+def run_videos(options: argparse.Namespace) -> dict[str, Any]:
+    """A data set of videos, which fewer options are for."""
+    command.refuse_unused(options, ["text", "split_by", "sets"], f"{options.name} has no such choice")
+    if options.images:
+        raise ValueError(f"--images is for data sets of images: the frames of {options.name} lie in --raw.")
+    if options.push_to_hub is None:
+        command.refuse_unused(options, ["private"], "it is for --push-to-hub")
+    from hf_ris.data.preparation.videos import prepare_video_set
+
+    report = prepare_video_set(options.name, options.raw, options.out, check_counts=not options.skip_count_check)
+    for split, of in report["splits"].items():
+        print(f"{split}: {of['videos']:,} videos, {of['expressions']:,} expressions, {of['frames']:,} frames")
     if options.push_to_hub is not None:
         print(f"pushed to {push(options.out, options.push_to_hub, options.private)}")
     return report

@@ -5,8 +5,9 @@
     video_id int64    file_name string: the video's name    height, width int32 of every frame
     objects      list of {object_id, category ("" if unknown), masks: a mask RLE for each frame, null where it is not
                  annotated (annotated and not seen is an empty mask)}
-    expressions  list of {expression_id, ref_id, text, object_indices, annotation_set}: indices into `objects`, none,
-                 one or several; the set of annotations it is part of, where a data set has several, else 0
+    expressions  list of {expression_id, name, ref_id, text, object_indices, annotation_set}: what it is called in its
+                 video, as "0"; indices into `objects`, none, one or several; the set of annotations it is part of,
+                 where a data set has several, else 0
     void         a mask RLE or null for each frame: pixels that count for nothing
 
 A mask is what it is for images (`schema.py`).
@@ -36,6 +37,7 @@ VIDEO_FEATURES = Features(
         "expressions": List(
             {
                 "expression_id": Value("int64"),
+                "name": Value("string"),
                 "ref_id": Value("int64"),
                 "text": Value("string"),
                 "object_indices": List(Value("int32")),

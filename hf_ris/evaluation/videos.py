@@ -18,9 +18,6 @@ from hf_ris.data.video_schema import annotated_frames, frames_of, mask_of
 from hf_ris.metrics import VideoEvaluator
 
 
-VIDEO_CONTROLS = ("shuffled_frames", "first_frame", "other_object_expression")
-
-
 @torch.no_grad()
 def evaluate_videos(
     accelerator: Accelerator,
@@ -47,8 +44,6 @@ def evaluate_videos(
     Returns:
         the `VideoEvaluator`, equal in every process.
     """
-    if control is not None and control not in VIDEO_CONTROLS:
-        raise ValueError(f"There is no control {control!r} for videos; there are {', '.join(VIDEO_CONTROLS)}.")
     evaluator = VideoEvaluator(protocols)
     model.eval()
     count = len(dataset)
@@ -135,3 +130,37 @@ def _expressions(
     step = len(said) if whole or max_expressions is None else max_expressions
     for start in range(0, len(said), step or 1):
         yield said[start : start + step], texts[start : start + step]
+
+
+def video_report(evaluator: VideoEvaluator, **settings) -> dict[str, Any]:
+    """What an evaluator found, ready for JSON; `settings` are those of `VideoEvaluator.report`. Where nothing is
+    annotated (masks that are not public), `protocols` is empty."""
+    report = {"videos": evaluator.videos, "expressions": len(evaluator), "protocols": {}}
+    if evaluator.has_answers:
+        report["protocols"] = {name: evaluator.report(name, **settings) for name in evaluator.protocols}
+    return report | {"bootstrap": settings | {"unit": "video"}}
+
+
+def format_video_report(report: dict[str, Any]) -> str:
+    """`video_report` as plain text, per cent with intervals."""
+    text = [
+        f"{report['expressions']:,} expressions of {report['videos']:,} videos, per cent, with intervals over videos"
+    ]
+
+    def line(label: str, metrics: dict[str, dict[str, Any]], count: str = "") -> str:
+        cells = [
+            f"{name} {100 * entry['value']:.1f}"
+            + ("" if entry["low"] is None else f" ({100 * entry['low']:.1f} {100 * entry['high']:.1f})")
+            for name, entry in metrics.items()
+        ]
+        return f"  {label:<24}{count:>7}  {'  '.join(cells)}"
+
+    for name, found in report["protocols"].items():
+        text += ["", f"{name}: {found['description']}", line("all", found["overall"])]
+        for kind, parts in found["slices"].items():
+            text += [line(f"{kind}: {k}", part["metrics"], f"{part['expressions']:,}") for k, part in parts.items()]
+    if not report["protocols"]:
+        text.append("no frame is annotated, so that there is nothing to measure")
+    if report.get("submission"):
+        text += ["", f"submission: {report['submission']}"]
+    return "\n".join(text)

@@ -169,6 +169,11 @@ class VideoEvaluator:
         return len(self._texts)
 
     @property
+    def has_answers(self) -> bool:
+        """Whether any frame that was added is annotated."""
+        return any(parts[name] for parts in self._rows.values() for name in self.protocols)
+
+    @property
     def videos(self) -> int:
         return len(self._rows)
 

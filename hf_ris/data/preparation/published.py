@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 JOINT = ("refcoco", "refcoco+", "refcocog", "grefcoco", "phrasecut")  # what a joint set can be made of
 NAMES = (*JOINT, "joint")
+VIDEO_NAMES = ("ref_youtube_vos", "ref_davis17")
 
 
 class Counts(NamedTuple):

@@ -290,6 +290,7 @@ class MovingScenes:
             "expressions": [
                 {
                     "expression_id": video_id * 16 + j,
+                    "name": str(j),
                     "ref_id": video_id * 16 + k,
                     "text": text,
                     "object_indices": [k],
