@@ -29,11 +29,12 @@ VIDEO_ARCHITECTURES: dict[str, str] = {
     "vatex_video": "VatexVideo",
 }
 _TRIO = {"Config": "configuration", "ForReferringSegmentation": "modeling", "Processor": "processing"}
-_CLASSES = {  # public class -> its module
+_CLASSES = {  # public name -> its module
     prefix + ending: f".models.{kind}_{name}"
     for name, prefix in (ARCHITECTURES | VIDEO_ARCHITECTURES).items()
     for ending, kind in _TRIO.items()
 }
+_CLASSES["pipeline"] = ".one_line"
 __all__ = ["ARCHITECTURES", "VIDEO_ARCHITECTURES", *_CLASSES]
 
 # What people type where a model type is asked for: transformers has models of type `clipseg` itself.

@@ -241,20 +241,27 @@ def contact_sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", si
     return sheet([Strip("", row) for row in rows], title, side)
 
 
-def curves(series: dict[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str = "step"):
-    """Lines by name, each (x, y), as a matplotlib `Figure` for `savefig`: one axis, a mark where there is one point."""
+def curves(groups: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], title: str, x_label: str = "step"):
+    """Lines by name, each (x, y), as a matplotlib `Figure` for `savefig`: an axis for each group, named at its side.
+
+    Few points are marked, so that one alone is seen; empty lines and groups without any point are left out.
+    """
     from matplotlib.figure import Figure  # not pyplot, which looks for a display; and not for those who draw no curve
 
-    figure = Figure(figsize=(7, 4), layout="constrained", facecolor=_PAPER)
-    axes = figure.subplots()
-    for index, (name, (x, y)) in enumerate(series.items()):
-        marker = "o" if len(x) <= 30 else None
-        axes.plot(x, y, label=name, color=COLOURS[index % len(COLOURS)], marker=marker, markersize=3, linewidth=1.5)
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.grid(alpha=0.25)
-    if len(series) > 1:
-        axes.legend(frameon=False)
+    known = {name: {line: points for line, points in lines.items() if len(points[0])} for name, lines in groups.items()}
+    known = {name: lines for name, lines in known.items() if lines}
+    figure = Figure(figsize=(7, 0.5 + 2.6 * max(len(known), 1)), layout="constrained", facecolor=_PAPER)
+    figure.suptitle(title)
+    rows = figure.subplots(max(len(known), 1), sharex=True, squeeze=False)[:, 0]
+    for axes, (name, lines) in zip(rows, known.items()):
+        for index, (line, (x, y)) in enumerate(lines.items()):
+            marker = "o" if len(x) <= 30 else None
+            axes.plot(x, y, label=line, color=COLOURS[index % len(COLOURS)], marker=marker, markersize=3, linewidth=1.5)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.25)
+        if len(lines) > 1:
+            axes.legend(frameon=False)
+    rows[-1].set_xlabel(x_label)
     return figure
 
 

@@ -87,7 +87,9 @@ def run_model(
         threshold=processor.threshold,
         probabilities=to_bytes([result["probability"] for result in results]),
         localization=location,
-        remarks=remarks(processor, expressions),
+        remarks=[
+            [*said, *filter(None, [of.get("remark")])] for said, of in zip(remarks(processor, expressions), results)
+        ],
         queries=queries,
         query_scores=query_scores,
         phrases=[processor.phrase(expression) for expression in expressions],

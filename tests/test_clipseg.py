@@ -133,7 +133,7 @@ def test_recipes_for_photographs_train_the_decoder_alone(path):
         assert learning == {"clip", "decoder"} and not still
     else:
         assert learning == {"decoder"} and model.clip in still
-        assert recipe.schedule.floor * recipe.optimizer.learning_rate == pytest.approx(1e-4)
+        assert recipe.schedule.floor * recipe.optimizer.learning_rate == pytest.approx(1e-4)  # the paper's
 
 
 @pytest.mark.parametrize(

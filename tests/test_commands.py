@@ -144,6 +144,8 @@ ABOVE = {
     "data": {"models", "drawing"},
     "metrics": {"data"},
     "baselines": {"models"},
+    "one_line": {"baselines", "models"},
+    "labelling": {"data", "models"},
     "conversion": {"models"},
     "evaluation": {"metrics", "baselines", "data", "models", "drawing", "environment"},
     "hub": {"models", "data", "metrics", "resources", "environment", "evaluation"},

@@ -125,6 +125,8 @@ def test_a_page_stands_alone(tmp_path):
 
 
 def test_curves(tmp_path):
-    figure = curves({"loss": ([1, 2, 3], [3.0, 2.0, 1.0]), "mIoU": ([2], [0.4])}, "Training")
+    lines = {"loss": {"loss": ([1, 2, 3], [3.0, 2.0, 1.0])}, "validation": {"mIoU": ([2], [0.4]), "oIoU": ([], [])}}
+    figure = curves(lines | {"nothing": {"a": ([], [])}}, "Training")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "validation"]
     figure.savefig(tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size == (700, 400)
+    assert Image.open(tmp_path / "curves.png").size == (700, 570)

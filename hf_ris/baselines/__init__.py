@@ -1,6 +1,6 @@
-"""Zero-shot models of others, behind the interface of ours, to compare with. Nothing here trains them.
+"""Models of others, behind the interface of ours, to compare with and to use. Nothing here trains them.
 
-    model, processor = load_baseline("clipseg")
+    model, processor = load_baseline("florence-2")
     model, processor = load_baseline("grounded-sam:IDEA-Research/grounding-dino-base,facebook/sam-vit-huge")
 
 `processor(images, text)`, `model(**inputs)` and `processor.post_process_referring_segmentation` are as those of the
@@ -10,11 +10,12 @@ fetched from the Hub when a baseline is loaded, safetensors only.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from ..models.processing_ris import RisProcessor
-from . import clipseg, grounded_sam
+from . import clipseg, florence2, grounded_sam, grounded_sam2, sam3
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,30 @@ class Baseline:
         title: name to show.
         checkpoints: Hub ids or folders of its parts.
         load: from as many ids or folders to model (eval mode) and processor.
+        gigabytes: of the default checkpoints, to be downloaded once: 4 bytes for each of the parameters that the
+            checkpoint's authors state.
     """
 
     title: str
     checkpoints: tuple[str, ...]
     load: Callable[..., tuple[nn.Module, RisProcessor]]
+    gigabytes: float
 
 
 BASELINES = {
-    "clipseg": Baseline("CLIPSeg", ("CIDAS/clipseg-rd64-refined",), clipseg.load),
+    "clipseg": Baseline("CLIPSeg", ("CIDAS/clipseg-rd64-refined",), clipseg.load, 0.6),
+    "florence-2": Baseline("Florence-2", ("florence-community/Florence-2-base-ft",), florence2.load, 0.9),
+    "florence-2-large": Baseline("Florence-2 large", ("florence-community/Florence-2-large-ft",), florence2.load, 3.1),
+    "sam3": Baseline("SAM 3", ("facebook/sam3",), sam3.load, 3.4),
+    "sam3-all": Baseline("SAM 3, all instances", ("facebook/sam3",), partial(sam3.load, select="all"), 3.4),
     "grounded-sam": Baseline(
-        "Grounding DINO + SAM", ("IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"), grounded_sam.load
+        "Grounding DINO + SAM", ("IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"), grounded_sam.load, 1.1
+    ),
+    "grounded-sam2": Baseline(
+        "Grounding DINO + SAM 2",
+        ("IDEA-Research/grounding-dino-tiny", "facebook/sam2.1-hiera-small"),
+        grounded_sam2.load,
+        0.9,
     ),
 }
 

@@ -105,7 +105,7 @@ class GroundedSam(nn.Module):
         embeddings = self.segmenter.get_image_embeddings(pixel_values)
         logits = torch.cat(
             [
-                self.segment(embeddings[image_index[chosen]], prompts[chosen])
+                self.segment(self.embeddings_of(embeddings, image_index[chosen]), prompts[chosen])
                 for chosen in torch.arange(len(prompts), device=prompts.device).split(self.expressions_at_once)
             ]
         )
@@ -119,6 +119,10 @@ class GroundedSam(nn.Module):
         scores, best = outputs.logits.sigmoid().amax(2).max(1)  # of all words, then of all boxes
         boxes = outputs.pred_boxes[torch.arange(len(best), device=best.device), best]
         return center_to_corners_format(boxes), scores
+
+    def embeddings_of(self, embeddings: Tensor, index: Tensor) -> Tensor:
+        """The segmenter's embeddings of B images -> those of the images at `index` (n,)."""
+        return embeddings[index]
 
     def segment(self, embeddings: Tensor, boxes: Tensor) -> Tensor:
         """SAM's image embeddings (n, C, h, w), boxes (n, 4) in its pixels -> logits (n, 4h, 4w)."""
@@ -164,23 +168,24 @@ class GroundedSamProcessor(RisProcessor):
         cls, detector: GroundingDinoProcessor, segmenter: SamProcessor, max_text_length: int
     ) -> "GroundedSamProcessor":
         """The preprocessing of two checkpoints. 0.5 is where SAM's logits are 0."""
-        small, square = detector.image_processor, segmenter.image_processor
+        square = segmenter.image_processor
         side = square.size["longest_edge"]
-        return cls(
-            RisImageProcessor(
-                "short_side", side, square.image_mean, square.image_std, max_size=side, size_divisor=side
-            ),
-            detector.tokenizer,
-            max_text_length,
-            0.5,
-            RisImageProcessor(
-                "short_side",
-                small.size["shortest_edge"],
-                small.image_mean,
-                small.image_std,
-                max_size=small.size["longest_edge"],
-                size_divisor=1,
-            ),
+        view = RisImageProcessor(
+            "short_side", side, square.image_mean, square.image_std, max_size=side, size_divisor=side
+        )
+        return cls(view, detector.tokenizer, max_text_length, 0.5, cls.detector_view_of(detector))
+
+    @staticmethod
+    def detector_view_of(detector: GroundingDinoProcessor) -> RisImageProcessor:
+        """Grounding DINO's preprocessing: short side and longest side as its checkpoint says, not padded further."""
+        small = detector.image_processor
+        return RisImageProcessor(
+            "short_side",
+            small.size["shortest_edge"],
+            small.image_mean,
+            small.image_std,
+            max_size=small.size["longest_edge"],
+            size_divisor=1,
         )
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:

@@ -59,11 +59,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from hf_ris.hub.push import check, make_repository, push
     from hf_ris.training.loop import build_accelerator, train
+    from hf_ris.training.recipe import ANY
 
     disable_progress_bar()  # of saving: there is one bar, of the steps
     if options.push_to_hub is not None:
         check(options.push_to_hub)
-    output = Path(recipe.output_dir or f"outputs/{recipe.architecture}-{Path(options.recipe).stem}")
+    model = Path(recipe.initialize.weights).name if recipe.architecture == ANY else recipe.architecture
+    output = Path(recipe.output_dir or f"outputs/{model}-{Path(options.recipe).stem}")
     accelerator = build_accelerator(recipe, output)
     pushes = options.push_to_hub is not None and accelerator.is_main_process
     if pushes:

@@ -10,6 +10,8 @@ _MODULES = {
     "refscenes.scenes": ["RefScenes", "load_refscenes"],
     "refscenes.moving": ["MovingScenes", "load_moving_scenes"],
     "jsonl": ["load_jsonl_folder"],
+    "example_folder": ["write_example_folder"],
+    "adopting": ["adopt"],
     "ground_truth": ["PREPARED_FEATURES", "annotation_masks", "change_ground_truth", "target_parts"],
     "preparation.published": ["PUBLISHED"],
     "preparation.preparing": ["Options", "prepare"],

@@ -1,14 +1,14 @@
 """`describe`: what is in a data set, in numbers, and a contact sheet to look at it."""
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from PIL import Image, ImageDraw
+from PIL import Image
+
+from hf_ris.drawing import Panel, Strip, overlay, sheet
 
 from .preparation.published import PUBLISHED, Counts, differences
 from .schema import expression_mask
@@ -16,8 +16,7 @@ from .schema import expression_mask
 
 _BATCH = 500
 _WORDS = 20  # most frequent ones that are listed
-_CELL, _CAPTION, _EXAMPLES, _COLUMNS = 256, 44, 12, 4  # of the contact sheet, pixels and cells
-_COLOUR = np.array([230, 40, 90], np.float32)
+_EXAMPLES, _COLUMNS = 12, 4  # of a split on the contact sheet
 
 
 class Description(dict):
@@ -54,7 +53,7 @@ def describe(
     Args:
         dataset: of the schema; one that is not a dict of splits counts as a split "all".
         published: a key of `PUBLISHED`, such as "refcoco (unc)", to compare the counts with; None compares with each.
-        contact_sheet: a PNG to write, with images, masks and expressions spread over train, or the first split.
+        contact_sheet: a PNG to write, with images, masks and expressions spread over every split.
 
     Images are decoded for the contact sheet only.
     """
@@ -64,8 +63,7 @@ def describe(
     described = {split: _describe_split(rows) for split, rows in splits.items()}
     counts = {split: Counts(of["references"], of["expressions"], of["images"]) for split, of in described.items()}
     if contact_sheet is not None:
-        shown = splits["train"] if "train" in splits else next(iter(splits.values()))
-        draw_contact_sheet(shown).save(contact_sheet, "PNG")
+        draw_contact_sheet(splits).save(contact_sheet, "PNG")
     return Description(splits=described, published=_comparison(counts, published))
 
 
@@ -132,37 +130,26 @@ def _spread(histogram: Counter) -> dict[str, Any]:
     }
 
 
-def draw_contact_sheet(rows: Dataset | IterableDataset, examples: int = _EXAMPLES) -> Image.Image:
-    """Images with the target of one of their expressions tinted and outlined, and the expression beneath."""
-    if isinstance(rows, IterableDataset):
-        chosen = list(rows.take(examples))
-    else:
-        count = min(examples, len(rows))
-        chosen = [rows[place * len(rows) // count] for place in range(count)]
-    lines = -(-len(chosen) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * _CELL, max(lines, 1) * (_CELL + _CAPTION)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for cell, row in enumerate(chosen):
-        x, y = cell % _COLUMNS * _CELL, cell // _COLUMNS * (_CELL + _CAPTION)
-        expressions = row["expressions"]
-        said = expressions[cell % len(expressions)] if expressions else None
-        picture = _tinted(row, said)
-        picture.thumbnail((_CELL - 8, _CELL - 8))
-        sheet.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
-        text = "(no expression)" if said is None else said["text"] + " (no target)" * (not said["object_indices"])
-        for line, words in enumerate(textwrap.wrap(text, 40)[:3]):
-            pen.text((x + 6, y + _CELL + 13 * line), words, fill="black")
-    return sheet
+def draw_contact_sheet(splits: Mapping[str, Dataset | IterableDataset], examples: int = _EXAMPLES) -> Image.Image:
+    """Of every split, images with the target of one of their expressions outlined, and the expression beneath."""
+    strips = []
+    for split, rows in splits.items():
+        if isinstance(rows, IterableDataset):
+            chosen = list(rows.take(examples))
+        else:
+            count = min(examples, len(rows))
+            chosen = [rows[place * len(rows) // count] for place in range(count)]
+        panels = [_panel(row, cell) for cell, row in enumerate(chosen)]
+        for start in range(0, len(panels), _COLUMNS):
+            strips.append(Strip(split if start == 0 else "", panels[start : start + _COLUMNS]))
+    return sheet(strips)
 
 
-def _tinted(row: dict[str, Any], said: dict[str, Any] | None) -> Image.Image:
-    pixels = np.asarray(row["image"].convert("RGB")).astype(np.float32)
-    if said is not None:
-        mask = expression_mask(row, said)
-        inner = mask.copy()
-        width = max(1, min(mask.shape) // 150)
-        for axis in (0, 1):
-            inner &= np.roll(mask, width, axis) & np.roll(mask, -width, axis)
-        pixels[mask] = 0.55 * pixels[mask] + 0.45 * _COLOUR
-        pixels[mask & ~inner] = _COLOUR
-    return Image.fromarray(pixels.round().astype(np.uint8))
+def _panel(row: dict[str, Any], number: int) -> Panel:
+    """The image with the target of its expression `number`, counted around."""
+    image, expressions = row["image"].convert("RGB"), row["expressions"]
+    if not expressions:
+        return Panel(image, "(no expression)")
+    said = expressions[number % len(expressions)]
+    note = "" if said["object_indices"] else "(no target)"
+    return Panel(overlay(image, [expression_mask(row, said)]), said["text"], note)

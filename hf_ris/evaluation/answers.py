@@ -107,6 +107,7 @@ def evaluate_model(
     channels_last: bool = False,
     record: Callable[[dict[str, Any]], None] | None = None,
     observe: Callable[[Any, list[dict[str, Any]]], None] | None = None,
+    look: Callable[[dict[str, Any], np.ndarray, np.ndarray], None] | None = None,
     progress: bool = False,
 ) -> Evaluator:
     """Answers of `model` to every expression of `dataset`, gathered over all processes.
@@ -117,6 +118,7 @@ def evaluate_model(
         record: called in each process with every line of its predictions (`metrics.prediction_line`), which holds what
             every protocol needs, whichever `protocols` are asked for.
         observe: called in each process with every output of the model and the metadata of its expressions.
+        look: called in each process with metadata, answer and target, bool (H, W), of every expression, to draw them.
 
     Returns:
         the `Evaluator`, equal in every process: `compute(protocol)` gives the metrics.
@@ -145,6 +147,8 @@ def evaluate_model(
             answers = answer(accelerator, model, processor, inputs, metadata, whole, fixed, channels_last, observe)
         for reply, entry, target, of_target in zip(answers, metadata, targets, parts, strict=True):
             evaluator.add(reply["mask"], target, entry, **reply["extra"], target_parts=of_target)
+            if look is not None:
+                look(entry, reply["mask"], target)
             if record is not None:
                 record(line_of(reply, entry, target, of_target, processor))
     evaluator.merge(gather_object([evaluator.state()]))

@@ -1,6 +1,5 @@
 """Processor of CLIPSeg: images squashed to 352x352, CLIP's byte pairs, threshold 0.3."""
 
-from torch import Tensor
 from transformers import CLIPSegProcessor
 
 from .clip_tokenizer import clean_text
@@ -41,8 +40,8 @@ class ClipsegProcessor(RisProcessor):
         geometry = RisImageProcessor("squash", images.size["height"], images.image_mean, images.image_std)
         return cls(geometry, processor.tokenizer, max_text_length)
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        return super()._tokenize([clean_text(text) if isinstance(text, str) else text for text in texts])
+    def clean(self, text: str) -> str:
+        return clean_text(text)
 
 
 ClipsegProcessor.register_for_auto_class("AutoProcessor")

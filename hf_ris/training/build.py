@@ -1,6 +1,7 @@
 """From a recipe to data, tokenizer, model and processor. Knows no architecture by name: the Auto classes find each."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from hf_ris.models.text_encoders import (
     word_tokenizer,
     wordpiece_tokenizer,
 )
-from hf_ris.training.recipe import DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
+from hf_ris.training.recipe import ANY, DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
 
 
 class References:
@@ -67,20 +68,48 @@ class ReferenceRows(TrainingRows):
         self.positions = range(len(self.dataset))
 
 
-def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | VideoTrainingRows]:
-    """The training split as it is stored, and its rows by key (epoch, index), sampled and augmented."""
+def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | VideoTrainingRows, Dataset]:
+    """The training split as it is stored, its rows by key (epoch, index), sampled and augmented, and the validation."""
     dataset = load_split(recipe.name, recipe.split, recipe.size, recipe.image_size)
+    if recipe.validation_fraction:
+        dataset, validation = set_apart(dataset, recipe.validation_fraction)
+        if recipe.validation_size is not None:
+            validation = validation.select(range(min(recipe.validation_size, len(validation))))
+    else:
+        validation = load_split(recipe.name, recipe.validation_split, recipe.validation_size, recipe.image_size)
     if is_video_data(dataset):
         if recipe.augment or recipe.unit != "image":
             raise ValueError("data.augment and data.unit are for images; leave them out where the data are videos.")
-        return dataset, VideoTrainingRows(
+        rows = VideoTrainingRows(
             dataset, recipe.max_expressions, recipe.clip_frames, recipe.clip_sampling, seed, recipe.triplets
         )
+        return dataset, rows, validation
     if recipe.clip_frames is not None:
         raise ValueError(f"data.clip_frames is for videos, but {recipe.name} holds images.")
     if recipe.unit == "reference":
-        return dataset, ReferenceRows(dataset, recipe.max_expressions, seed, recipe.augment)
-    return dataset, TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
+        return dataset, ReferenceRows(dataset, recipe.max_expressions, seed, recipe.augment), validation
+    rows = TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
+    return dataset, rows, validation
+
+
+def set_apart(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """(rest, share): a share of the photos, whole ones, chosen by their names, so that it is the same in every run.
+
+    Rows of one file stay together, and so does every expression of a photo. At least one photo is on either side.
+
+    Raises:
+        ValueError: fewer than two photos.
+    """
+    names = rows["file_name"] if "file_name" in rows.column_names else list(map(str, range(len(rows))))
+    photos = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(photos) < 2:
+        raise ValueError(
+            f"data.validation_fraction: {len(photos)} photo cannot be parted into training and validation."
+        )
+    share = set(photos[: min(max(1, round(fraction * len(photos))), len(photos) - 1)])
+    inside = [place for place, name in enumerate(names) if name in share]
+    outside = [place for place, name in enumerate(names) if name not in share]
+    return rows.select(outside), rows.select(inside)
 
 
 def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
@@ -123,8 +152,9 @@ def build_model(recipe: Recipe, dataset: Dataset):
             model, processor = _from_image_model(recipe, processor)
         else:
             model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
-        if model.config.model_type != recipe.architecture:
+        if recipe.architecture not in (ANY, model.config.model_type):
             raise ValueError(f"{source} holds a {model.config.model_type}; the recipe is for {recipe.architecture}.")
+        _tell_vocabulary(model, processor, recipe.initialize, dataset)
     else:
         tokenizer = build_tokenizer(recipe.processor, dataset)
         config = build_config(recipe, len(tokenizer))
@@ -195,6 +225,23 @@ def add_words(model: torch.nn.Module, processor, dataset: Dataset) -> list[str]:
         encoder.tower.token_embedding = grown
     model.config.clip_config.vocab_size = len(tokenizer)
     return words
+
+
+def _tell_vocabulary(model: torch.nn.Module, processor, recipe: InitializeRecipe, dataset: Dataset) -> None:
+    """Says how many of the data's words the checkpoint does not know; adds them if `extend_vocabulary` asks for it."""
+    found = processor.unknown_words(_texts(dataset))
+    if recipe.extend_vocabulary:
+        words = corpus_words(map(processor.clean, _texts(dataset)))
+        added = processor.tokenizer.add_tokens([word for word in words if _unknown(processor.tokenizer, word)])
+        if added:
+            model.resize_token_embeddings(len(processor.tokenizer))
+        print(f"{added} words of the data are added to the vocabulary; their rows start as the mean of the others")
+    elif found.unknown:
+        print(f"{found}; initialize.extend_vocabulary=true adds them")
+
+
+def _unknown(tokenizer, word: str) -> bool:
+    return tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
 
 
 def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:

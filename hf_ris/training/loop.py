@@ -16,12 +16,13 @@ from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, s
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from hf_ris.data import RisCollator, VideoCollator, is_video_data, load_split
+from hf_ris.data import RisCollator, VideoCollator, is_video_data
 from hf_ris.data.transforms import expression_counts
 from hf_ris.environment import check_launch
 from hf_ris.evaluation.answers import evaluate_model
 from hf_ris.evaluation.videos import evaluate_videos
 from hf_ris.training.build import build_config, build_model, build_rows
+from hf_ris.training.figures import Figures
 from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.recipe import Recipe
@@ -57,13 +58,13 @@ class Training:
             build_config(recipe, words=50_000)
         set_seed(settings.seed)
         with accelerator.main_process_first():  # the first one fills the cache of generated data
-            corpus, self.rows = build_rows(data, settings.seed)
-            self.validation = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
+            corpus, self.rows, self.validation = build_rows(data, settings.seed)
         self.order(0, 0)  # a batch size that the data or the processes cannot give shows before a model is made
         if not any(expression_counts(self.validation)):
             raise ValueError(f"data.validation_split {data.validation_split} has no expression to evaluate.")
         self.videos = is_video_data(corpus)
         self.module, self.processor = build_model(recipe, corpus)
+        recipe.architecture = self.module.config.model_type  # where it was any
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
         folder.facts = {
             "read": {"training": _size(corpus), "validation": _size(self.validation)},
@@ -80,6 +81,7 @@ class Training:
         self.average = AveragedWeights(self.module, settings.ema_decay) if settings.ema_decay else None
         self.model, self.optimizer = accelerator.prepare(self.module, build_optimizer(self.module, recipe.optimizer))
         self.progress, self.meter = Progress(), Meter(accelerator)
+        self.figures = Figures(folder.path, self.validation, recipe.evaluation.pictures, accelerator)
         accelerator.register_for_checkpointing(self.progress, self.meter, *([self.average] if self.average else []))
         self.steps_per_epoch = len(self.rows) // settings.batch_size
         self.total_steps = settings.max_steps or round(settings.epochs * self.steps_per_epoch)
@@ -116,13 +118,15 @@ class Training:
                 raise ValueError(f"{newest} lies beyond the last step of the recipe, {self.total_steps}.")
             self.accelerator.print(f"resumed at step {self.progress.step} from {newest}")
         self.folder.resumed_at = self.progress.step
-        self.folder.cut_log(self.progress.step)
+        self.folder.cut_log(-1 if newest is None else self.progress.step)  # what stands at 0 is then logged anew
 
     def run(self, stop: int) -> None:
         """Steps up to `stop`, with logs, evaluations and checkpoints at their intervals and at the end."""
         settings, start = self.recipe.training, self.progress.step
         batches = self.batches(start, stop)
         bar = tqdm(total=stop, initial=start, unit="step", disable=not self.accelerator.is_main_process)
+        if start == 0 and self.recipe.evaluation.at_start:
+            self.evaluate()
         self.meter.go_on()
         for step in range(start, stop):
             pieces = [next(batches) for _ in range(settings.accumulation)]
@@ -285,6 +289,7 @@ class Training:
                 self.validation,
                 batch_size=settings.batch_size,
                 channels_last=self.recipe.training.channels_last,
+                look=self.figures.look,
                 **chosen,
             )
         metrics = evaluator.compute(settings.protocol)
@@ -298,6 +303,7 @@ class Training:
         if metrics[shown[0]] > self.progress.best and not (early_end and self.progress.best >= 0):
             self.progress.best = metrics[shown[0]]
             self.folder.save_model("best", model, processor, state)
+        self.figures.draw(step, last=early_end or step == self.total_steps)
 
     def saveable(self) -> tuple:
         """(model, processor, weights) to be saved: the average where there is one."""

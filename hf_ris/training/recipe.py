@@ -21,6 +21,7 @@ from hf_ris.resources import recipe_path
 
 _LARGEST_FILE = 1_000_000  # bytes
 _MOST_VALUES, _DEEPEST = 10_000, 20  # of a recipe; YAML's aliases can make of a few lines more than a memory holds
+ANY = "any"  # an architecture: that of the checkpoint
 
 
 @dataclass(kw_only=True)
@@ -50,6 +51,7 @@ class InitializeRecipe:
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
         checkpoint, whose config the recipe's `model` fields then override. A video architecture also takes a checkpoint
         of its image architecture.
+    extend_vocabulary: of a whole checkpoint, by the words of the training expressions that it does not know.
     glove: a GloVe text file for the word embedding of a Bi-GRU.
     vision_encoder: a safetensors file of the vision encoder's own weights, as `training.pretraining.vision`
         and `.regions` write it.
@@ -58,6 +60,7 @@ class InitializeRecipe:
     """
 
     weights: str = "scratch"
+    extend_vocabulary: bool = False
     glove: str | None = None
     vision_encoder: str | None = None
     text_encoder: str | None = None
@@ -72,6 +75,8 @@ class DataRecipe:
         taken; None is all. image_size: side of RefScenes images. clip_frames: of a video; None is all of them.
         clip_sampling: `random` draws them from the whole video and sorts, `spread` draws one from each of as many equal
         parts.
+    validation_fraction: share of the training images that is set apart to validate on, where there is no validation
+        split; whole photos, the same ones in every run. 0 reads `validation_split`.
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
         every `reference` (an image with the expressions of one referred object), as the papers count.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
@@ -83,6 +88,7 @@ class DataRecipe:
     size: int | None = None
     validation_split: str = "val"
     validation_size: int | None = None
+    validation_fraction: float = 0.0
     image_size: int | None = None
     clip_frames: int | None = None
     clip_sampling: Literal["random", "spread"] = "random"
@@ -164,11 +170,17 @@ class TrainingRecipe:
 
 @dataclass(kw_only=True)
 class EvaluationRecipe:
-    """Of the validation split, during training. batch_size: images; max_expressions: of one image at a time."""
+    """Of the validation split, during training. batch_size: images; max_expressions: of one image at a time.
+
+    at_start: also before the first step, to see what a fine-tuning brings; `best` is then never worse than its start.
+    pictures: expressions drawn at every evaluation, and as many worst and best ones at the end; 0 draws nothing.
+    """
 
     protocol: str = "original"
     batch_size: int = 16
     max_expressions: int | None = 32
+    at_start: bool = False
+    pictures: int = 8
 
 
 @dataclass(kw_only=True)
@@ -179,7 +191,8 @@ class TrackingRecipe:
 
 @dataclass(kw_only=True)
 class Recipe:
-    """architecture: a model type, as `lts`. model: fields of its config. output_dir: None: outputs/<arch>-<recipe>."""
+    """architecture: a model type, as `lts`, or `any`: that of the checkpoint `initialize.weights`. model: fields of its
+    config. output_dir: None: outputs/<arch>-<recipe>."""
 
     architecture: str
     output_dir: str | None = None
@@ -196,7 +209,7 @@ class Recipe:
     def __post_init__(self):
         self.architecture = ALIASES.get(self.architecture, self.architecture)
         training = self.training
-        known = [*ARCHITECTURES, *VIDEO_ARCHITECTURES]
+        known = [*ARCHITECTURES, *VIDEO_ARCHITECTURES, ANY]
         if self.architecture not in known:
             raise ValueError(f"There is no architecture {self.architecture!r}; there are {', '.join(known)}.")
         if (training.epochs is None) == (training.max_steps is None):
@@ -227,6 +240,13 @@ class Recipe:
             raise ValueError("data.triplets needs the expressions of several objects: data.unit must be image.")
         if self.processor.tokenizer in ("vocabulary", "pretrained") and self.processor.path is None:
             raise ValueError(f"processor.path must say which {self.processor.tokenizer} to read.")
+        whole = self.initialize.weights not in ("scratch", "encoders")
+        if self.architecture == ANY and not whole:
+            raise ValueError(
+                "This recipe starts from a whole checkpoint: give its folder or Hub id, as initialize.weights=FOLDER."
+            )
+        if self.initialize.extend_vocabulary and not whole:
+            raise ValueError("initialize.extend_vocabulary is for a whole checkpoint as initialize.weights.")
         for rule in self.optimizer.rules:
             if rule.eval_mode and not rule.freeze:
                 raise ValueError(f"optimizer.rules {rule.pattern!r}: eval_mode needs freeze: true.")
@@ -240,7 +260,10 @@ _BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 # What numbers may be, and each number of a list, by section: found wrong before anything is read or built.
 LIMITS = {
     "processor": {"min_count": _COUNT, "threshold": _BELOW_ONE},
-    "data": dict.fromkeys(("size", "validation_size", "image_size", "max_expressions"), _COUNT),
+    "data": {
+        **dict.fromkeys(("size", "validation_size", "image_size", "max_expressions"), _COUNT),
+        "validation_fraction": _BELOW_ONE,
+    },
     "optimizer": {"learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "betas": _BELOW_ONE},
     "schedule": {
         "warmup_steps": _NOT_NEGATIVE,
@@ -257,7 +280,7 @@ LIMITS = {
         "seed": (lambda value: 0 <= value < 1 << 32, "at least 0 and below 2^32"),
         "ema_decay": _BELOW_ONE,
     },
-    "evaluation": {"batch_size": _COUNT, "max_expressions": _COUNT},
+    "evaluation": {"batch_size": _COUNT, "max_expressions": _COUNT, "pictures": _NOT_NEGATIVE},
 }
 _LIMITS_OF_RULES = {"lr_scale": _NOT_NEGATIVE, "weight_decay": _NOT_NEGATIVE}
 

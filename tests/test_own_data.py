@@ -1,0 +1,164 @@
+"""From a folder to a model, by the documented commands alone: fine-tuning, what the run shows, pushing, loading."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, forget_accelerator
+from hub_server import HubServer
+from PIL import Image
+from transformers import AutoProcessor
+
+from hf_ris.__main__ import main
+from hf_ris.commands.train import main as train
+from hf_ris.data import load, write_example_folder
+from hf_ris.training.build import build_rows, set_apart
+from hf_ris.training.recipe import DataRecipe, load_recipe
+
+
+DOCUMENT = ROOT / "docs" / "own-data.md"
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+COMMANDS = [shlex.split(line) for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+# what makes the documented runs cost next to nothing
+SHORT = ["training.max_steps=4", "training.evaluate_every=2", "training.batch_size=4", "evaluation.pictures=3"]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    return write_example_folder(tmp_path_factory.mktemp("own") / "my_data")
+
+
+@pytest.fixture(scope="module")
+def clipseg(tmp_path_factory, tiny_trio):
+    folder = tmp_path_factory.mktemp("clipseg")
+    for part in tiny_trio("clipseg_ris"):
+        part.save_pretrained(folder)
+    return folder
+
+
+def evaluations(folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["evaluation"]["mIoU"] for line in lines if "evaluation" in line}
+
+
+def test_photos_are_set_apart_whole_and_the_same_in_every_run(example):
+    rows = load(example)
+    rest, share = set_apart(rows, 0.1)
+    assert len(share) == 3 and len(rest) == 27
+    assert not set(rest["file_name"]) & set(share["file_name"])
+    assert set(set_apart(rows.select(range(29, -1, -1)), 0.1)[1]["file_name"]) == set(share["file_name"])
+    assert len(set_apart(rows.select([0, 1]), 0.99)[0]) == 1
+    with pytest.raises(ValueError, match="1 photo cannot be parted"):
+        set_apart(rows.select([0]), 0.5)
+    training, _, validation = build_rows(DataRecipe(name=str(example), validation_fraction=0.2, validation_size=2), 0)
+    assert len(training) == 24 and len(validation) == 2
+
+
+def test_recipes_of_fine_tuning_say_what_they_lack():
+    with pytest.raises(ValueError, match="starts from a whole checkpoint: give its folder or Hub id"):
+        load_recipe("finetune")
+    assert load_recipe("finetune", ["initialize.weights=x"]).architecture == "any"
+    with pytest.raises(ValueError, match="data.validation_fraction must be at least 0 and below 1, got 1.5"):
+        load_recipe("clipseg/finetune", ["data.validation_fraction=1.5"])
+    with pytest.raises(ValueError, match="extend_vocabulary is for a whole checkpoint"):
+        load_recipe("clipseg/finetune", ["initialize.extend_vocabulary=true"])
+
+
+def test_the_documented_commands_work(example, clipseg, tmp_path, monkeypatch, capsys):
+    """Every command of the page but those that need public weights, on the example folder and a tiny CLIPSeg."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(example, tmp_path / "my_data", target_is_directory=True)
+    Image.open(example / "images/000.jpg").save("photo.jpg")
+    ran = []
+    for words in COMMANDS:
+        assert words[0] == "hf-ris", words
+        verb, arguments = words[1], words[1:]
+        if "florence-2" in words or verb in ("adopt", "push"):  # public weights, files and a Hub of one's own
+            continue
+        forget_accelerator()
+        if "clipseg/finetune" in words:
+            arguments = [*arguments, f"initialize.weights={clipseg}", *SHORT, "tracking.name=tensorboard"]
+        elif verb == "train":
+            arguments = [*arguments, *SHORT]
+        main(arguments)
+        ran.append(verb)
+    assert ran == ["describe", "train", "train", "evaluate", "draw", "draw"]
+    assert "the same unknown" not in capsys.readouterr().err
+    for folder in (Path("outputs/mine"), Path("outputs/more")):
+        names = {path.name for path in (folder / "figures").iterdir()}
+        steps = {f"step_{step:08d}.png" for step in (0, 2, 4)}
+        assert names == steps | {"curves.png", "worst.png", "best.png", "answers.html"}
+        assert set(evaluations(folder)) == {0, 2, 4}
+    page = Path("outputs/mine/figures/answers.html").read_text()
+    assert page.count("<section>") == 6 and "worst: " in page and "best: " in page
+    assert Image.open("outputs/mine/figures/step_00000004.png").width == 4 * (200 + 14) + 14
+    assert Path("worst.html").exists() and Path("mine.png").exists() and Path("sheet.png").exists()
+    events = list(Path("outputs/mine/tracking").rglob("*tfevents*"))
+    assert any(b"validation/answers" in path.read_bytes() for path in events)
+
+
+def test_words_are_told_and_can_be_added(tmp_path, capsys):
+    folder = write_example_folder(tmp_path / "crimson")
+    said = (folder / "train.jsonl").read_text().replace("the red ball", "the crimson ball")
+    (folder / "train.jsonl").write_text(said)
+    of = [f"initialize.weights={ROOT / 'space/checkpoints/lts-refscenes'}", f"data.name={folder}", *SHORT]
+    forget_accelerator()
+    train(["finetune", *of, f"output_dir={tmp_path / 'told'}"])
+    told = capsys.readouterr().out
+    assert re.search(
+        "are not in the vocabulary, such as .*'crimson'.*; initialize.extend_vocabulary=true adds them", told
+    )
+    forget_accelerator()
+    train(["finetune", *of, f"output_dir={tmp_path / 'added'}", "initialize.extend_vocabulary=true"])
+    assert "2 words of the data are added to the vocabulary" in capsys.readouterr().out
+    processor = AutoProcessor.from_pretrained(tmp_path / "added/best")
+    assert not processor.unknown_words(["the crimson ball"]).unknown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("way", ["clipseg", "bundle"])
+def test_a_fine_tuning_learns_and_is_pushed_and_loaded_without_this_package(way, example, clipseg, tmp_path):
+    output = tmp_path / "run"
+    steps = ["training.evaluate_every=20", f"data.name={example}", f"output_dir={output}"]
+    forget_accelerator()
+    if way == "clipseg":
+        own = [f"initialize.weights={clipseg}", "training.max_steps=40", "optimizer.learning_rate=3e-3"]
+        train(["clipseg/finetune", *own, *steps])
+    else:
+        folder = ROOT / "space" / "checkpoints" / "lts-refscenes"
+        train(["finetune", f"initialize.weights={folder}", "training.max_steps=40", *steps])
+    scores = evaluations(output)
+    assert max(scores.values()) >= scores[0] + 0.2, scores
+    with HubServer() as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        environment |= {"HF_TOKEN": "hf_token", "HF_HOME": str(tmp_path / "home")}
+        push = [sys.executable, "-m", "hf_ris", "push", str(output), "user/mine"]
+        subprocess.run(push, env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
+        load_it = (
+            "import sys; sys.modules['hf_ris'] = None\n"
+            "from transformers import pipeline\n"
+            "pipe = pipeline('referring-image-segmentation', model='user/mine', trust_remote_code=True)\n"
+            f"answer = pipe({str(example / 'images/000.jpg')!r}, ['the red ball'])\n"
+            "assert answer[0]['mask'].size == (160, 120)\n"
+        )
+        subprocess.run([sys.executable, "-c", load_it], env=environment | {"PYTHONPATH": ""}, cwd=tmp_path, check=True)
+
+
+def test_the_notebook_runs(example, clipseg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    forget_accelerator()
+    notebook = json.loads((ROOT / "docs" / "own-data.ipynb").read_text())
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace('WEIGHTS = "encoders"', f"WEIGHTS = {str(clipseg)!r}")
+            code = code.replace('"output_dir=outputs/mine"]', f'"output_dir=outputs/mine", *{SHORT!r}]')
+            exec(compile(code, "own-data.ipynb", "exec"), names)
+            assert not cell["outputs"]
+    assert len(names["answer"]) == 2 and names["answer"][0]["mask"].size == (160, 120)
