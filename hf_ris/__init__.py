@@ -34,7 +34,7 @@ _CLASSES = {  # public name -> its module
     for name, prefix in (ARCHITECTURES | VIDEO_ARCHITECTURES).items()
     for ending, kind in _TRIO.items()
 }
-_CLASSES["pipeline"] = ".one_line"
+_CLASSES |= {"pipeline": ".one_line", "optimize_for_inference": ".models.inference_ris"}
 __all__ = ["ARCHITECTURES", "VIDEO_ARCHITECTURES", *_CLASSES]
 
 # What people type where a model type is asked for: transformers has models of type `clipseg` itself.

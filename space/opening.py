@@ -124,7 +124,7 @@ def check_config(reference: str, folder: Path) -> None:
 
 
 def load(entry: Entry, device: torch.device) -> LoadedModel:
-    """Model (float32, eval mode) and processor of a baseline, or of a checked folder, tried out.
+    """Model (optimized for inference) and processor of a baseline, or of a checked folder, tried out.
 
     Raises:
         Refusal: where they do not fit, or cannot be had.
@@ -141,7 +141,9 @@ def load(entry: Entry, device: torch.device) -> LoadedModel:
         raise
     except (*_MISFITS, HTTPError) as error:
         raise _misfit(entry.title, error) from error
-    return _on(device, model, processor)
+    loaded = _on(device, model, processor)
+    hf_ris.optimize_for_inference(loaded.model)
+    return loaded
 
 
 def _on(device: torch.device, model: torch.nn.Module, processor: Any) -> LoadedModel:

@@ -21,6 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from test_baselines import save_clipseg
+from transformers import AutoModelForImageSegmentation
 
 from hf_ris import (
     LavtConfig,
@@ -256,7 +257,8 @@ def test_maps_are_those_of_the_processor(zoo):
             np.testing.assert_array_equal(answers.from_png(answer.probability), values)
             mask, score = inference.cut(values, maps.threshold)
             assert (mask == result["mask"].numpy()).mean() > 0.99 and score == pytest.approx(result["score"], abs=3e-3)
-        assert maps.parameters == sum(p.numel() for p in loaded.model.parameters()) and maps.seconds > 0
+        saved = AutoModelForImageSegmentation.from_pretrained(entry.folder)  # what runs has fewer, its norms folded
+        assert maps.parameters == saved.num_parameters() and maps.seconds > 0
     assert found["lts"].localization.shape == (2, 60, 90) and found["lavt"].localization is None
     assert found["lts"].queries is None and answers.pack(found["lts"])[0].queries == ()
 

@@ -123,6 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
     from hf_ris.data import is_video_data, load_split
     from hf_ris.environment import check_launch
     from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
+    from hf_ris.models.inference_ris import optimize_for_inference
 
     check_launch(options.mixed_precision)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
@@ -131,6 +132,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
         with nullcontext() if is_baseline(options.model) else command.loading(options.model):
             model, processor = load_model(options.model)
         model = model.to(accelerator.device)
+        if not is_baseline(options.model):
+            optimize_for_inference(model, torch.float32)  # on every machine alike: narrower is --mixed-precision
     with accelerator.main_process_first():
         dataset = load_split(options.data, options.split, options.size, options.image_size)
     if is_video_data(dataset):

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
+from .inference_ris import Optimization
 from .input_checks import (
     Condition,
     can_be_looked_at,
@@ -87,6 +88,7 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     def __init__(self, config: RisConfig, **kwargs):
         super().__init__(config, **kwargs)
         self._built_on_meta = torch.empty(0).is_meta
+        self.optimization: Optimization | None = None  # by `optimize_for_inference`
 
     def _init_weights(self, module: nn.Module) -> None:
         restore_buffers(module)
@@ -198,7 +200,16 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         return True
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, with a card and what remote code needs (second Auto class, pipeline)."""
+        """As in transformers, with a card and what remote code needs (second Auto class, pipeline).
+
+        Raises:
+            ValueError: a model that `optimize_for_inference` has changed.
+        """
+        if self.optimization is not None:
+            raise ValueError(
+                f"This model was changed to give answers only ({self.optimization}), so it is not saved. Load it anew "
+                "with from_pretrained; a pipeline leaves its model as it was saved with dtype=torch.float32."
+            )
         if self._auto_class is not None:
             module = type(self).__module__.split(".")[-1]
             auto_map = dict(self.config.__dict__.get("auto_map") or {})
@@ -208,6 +219,16 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
             entry = {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}
             self.config.custom_pipelines = {self.pipeline_task: entry}
         super().save_pretrained(save_directory, **kwargs)
+
+    def __call__(self, *args, **kwargs):
+        if self.optimization is None or self.optimization.dtype == self.dtype:
+            return super().__call__(*args, **kwargs)
+        with torch.autocast(self.device.type, self.optimization.dtype):
+            output = super().__call__(*args, **kwargs)
+        for name, value in output.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                output[name] = value.float()
+        return output
 
     def push_to_hub(self, repo_id: str, *, tags: list[str] | None = None, **kwargs):
         """As `HubMixin`, with the tags of `add_model_tags`."""

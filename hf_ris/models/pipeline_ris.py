@@ -16,6 +16,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from .arguments_ris import check_whole, checked_seconds, checked_threshold, refuse_unknown
 from .hub_ris import HubMixin
 from .images_ris import URL_SECONDS, as_pil, show
+from .inference_ris import optimize_for_inference
 
 
 TASK = "referring-image-segmentation"
@@ -34,6 +35,9 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
     ["left dog", "right dog"]])`, or `pipe(items)` with items `{"image": ..., "text": ...}` in a list, a generator or a
     torch `Dataset`; the latter two are read and answered one batch after the other.
 
+    Named by a folder or a Hub id, a model runs in the recommended way for the machine (`optimize_for_inference`),
+    unless `dtype` is given and not "auto". Given as an object with its processor, it stays as it is.
+
     To the pipeline or to a call can be given: `threshold`, of the probability, in the processor's place; `timeout`,
     seconds that a URL may take (30); `batch_size`, images that the model sees at once (1); `num_workers`, processes
     that prepare them (0).
@@ -48,6 +52,11 @@ class ReferringImageSegmentationPipeline(HubMixin, Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __init__(self, model, *args, dtype: torch.dtype | str | None = None, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        if self.processor.loaded_by_pipeline and dtype == "auto" and "hf_device_map" not in model.__dict__:
+            optimize_for_inference(self.model)
 
     @property
     def architecture(self) -> str:

@@ -41,7 +41,7 @@ from .configuration_ris import RisConfig
 from .hub_ris import HubMixin
 from .images_ris import binary_mask, pictures, show
 from .masks_ris import cut, known_logits
-from .resampling import Taps, resample, taps
+from .resampling import Taps, resample, sample_grid, taps
 from .vocabulary import UnknownWords, unknown_words
 
 
@@ -210,7 +210,7 @@ class RisImageProcessor(BaseImageProcessor):
         y = (torch.arange(self.image_size) - offset_y) / scale_y
         x = (torch.arange(self.image_size) - offset_x) / scale_x
         fill = fill[:, None, None]
-        return _sample((pixels - fill)[None], y, x, mode, "zeros")[0] + fill
+        return sample_grid((pixels - fill)[None], y, x, mode, "zeros")[0] + fill
 
     @staticmethod
     def _place(content: Tensor, canvas: tuple[int, int]) -> Tensor:
@@ -239,15 +239,6 @@ class RisImageProcessor(BaseImageProcessor):
 RisImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
-def _sample(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tensor:
-    """(B, C, h, w) sampled at the grid of pixel indices y (H,) by x (W,): (B, C, H, W)."""
-    height, width = maps.shape[-2:]
-    grid_y, grid_x = (2 * y + 1) / height - 1, (2 * x + 1) / width - 1
-    grid = torch.stack(torch.broadcast_tensors(grid_x[None], grid_y[:, None]), -1).to(maps.dtype)
-    grid = grid.expand(maps.shape[0], -1, -1, -1)
-    return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
-
-
 class RisProcessor(HubMixin, ProcessorMixin):
     """Image processor and tokenizer of one architecture, and the way back from logits to masks.
 
@@ -260,6 +251,7 @@ class RisProcessor(HubMixin, ProcessorMixin):
             draw finer outlines if the model was trained at full size (`loss_size` of its config).
     """
 
+    loaded_by_pipeline = False  # `transformers.pipeline` read processor and model from where it was told to
     _told_unknown_words = False
     interpolation = "bilinear"  # of probabilities, from the model's resolution to the original size
     keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
@@ -294,11 +286,14 @@ class RisProcessor(HubMixin, ProcessorMixin):
         """
         own = argument_names(cls.__init__)
         unknown = set(kwargs) - _LOADING_ARGUMENTS - set(own)
-        if "_from_pipeline" in kwargs:  # it gives the processor the model's arguments too
+        of_pipeline = "_from_pipeline" in kwargs
+        if of_pipeline:  # it gives the processor the model's arguments too
             kwargs = {name: value for name, value in kwargs.items() if name not in unknown}
         else:
             refuse_unknown(f"{cls.__name__}.from_pretrained", unknown, own)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.loaded_by_pipeline = of_pipeline
+        return processor
 
     @classmethod
     def _get_arguments_from_pretrained(cls, *args, **kwargs):

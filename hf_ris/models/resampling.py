@@ -1,8 +1,8 @@
-"""Maps sampled at a grid of rows by columns, one axis after the other.
+"""Maps sampled at a grid of rows by columns.
 
-A grid that is axis-aligned needs no two-dimensional sampler: each axis has its few taps (places and weights), which are
-made once for all maps of one image. The rows come in bands that fit a cache, so that what is made of them, such as a
-mask, needs no map of the full size in floats.
+A grid that is axis-aligned needs no two-dimensional sampler such as `sample_grid`, which the published warp is: each
+axis has its few taps (places and weights), which are made once for all maps of one image. The rows come in bands that
+fit a cache, so that what is made of them, such as a mask, needs no map of the full size in floats.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 # Numbers in a band: what a CPU's cache holds, and elsewhere few enough to leave memory alone.
@@ -111,3 +112,12 @@ def bands(maps: Tensor, rows: Taps, columns: Taps) -> Iterator[tuple[slice, Tens
 def resample(maps: Tensor, rows: Taps, columns: Taps) -> Tensor:
     """float32 maps (..., h, w) sampled at rows by columns: (..., H, W)."""
     return torch.cat([band for _, band in bands(maps, rows, columns)], -2)
+
+
+def sample_grid(maps: Tensor, y: Tensor, x: Tensor, mode: str, padding: str) -> Tensor:
+    """(B, C, h, w) sampled at the grid of pixel indices y (H,) by x (W,): (B, C, H, W)."""
+    height, width = maps.shape[-2:]
+    grid_y, grid_x = (2 * y + 1) / height - 1, (2 * x + 1) / width - 1
+    grid = torch.stack(torch.broadcast_tensors(grid_x[None], grid_y[:, None]), -1).to(maps.dtype)
+    grid = grid.expand(maps.shape[0], -1, -1, -1)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False)
