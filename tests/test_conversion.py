@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -428,3 +429,34 @@ def test_what_cannot_be_pushed_is_written_all_the_same(place, monkeypatch, capsy
         with pytest.raises(SystemExit):
             main(["lavt", "official.pth", "elsewhere", *options])
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"model": {1: torch.zeros(3)}}, "'model' in the checkpoint has the key 1, a int; keys are names"),
+        ({"model": {"a": torch.zeros(3).to_sparse()}}, "holds a, which is no plain tensor of numbers"),
+        ({"model": {"a": torch.zeros(3, dtype=torch.complex64)}}, "holds a, which is no plain tensor"),
+        ({"model": {"a": torch.zeros(1).expand(10**9)}}, "holds a of shape .1000000000., which repeats its values"),
+    ],
+)
+def test_odd_tensors_are_named(content, message, tmp_path):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(SystemExit, match=message):
+        main(["lavt", str(tmp_path / "a.pth"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(place):
+    state = official(tiny_model())
+    state["classifier.conv1_4.weight"][0, 0, 0, 0] = float("nan")
+    torch.save({"model": state}, place / "nan.pth")
+    with pytest.raises(SystemExit, match="classifier.conv1_4.weight holds values that are not finite"):
+        convert(place, "nan.pth")
+
+
+def test_a_checkpoint_that_unpacks_without_bound_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(50_000_000))
+    with pytest.raises(ConversionError, match="would have 50,000,000 bytes unpacked"):
+        read_checkpoint(tmp_path / "a.pth")

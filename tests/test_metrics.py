@@ -319,6 +319,19 @@ def test_no_target_under_rela():
     assert "localization" not in got
 
 
+def test_rela_leaves_out_crowds():
+    """Of two targets the crowd does not count; a crowd alone leaves nothing, but is no expression without target."""
+    whole, plain = strip(0, 6), strip(0, 3)
+    evaluator = Evaluator(["rela", "original"])
+    evaluator.add(plain, whole, metadata(1), target_without_crowds=plain)
+    evaluator.add(whole, whole, metadata(2), target_without_crowds=strip(0, 0))
+    evaluator.add(whole, whole, metadata(3))
+    got = evaluator.compute("rela")
+    assert got["mIoU"] == pytest.approx(2 / 3) and "N-acc" not in got
+    assert evaluator.compute("original")["mIoU"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert not counts(whole, whole, PROTOCOLS["rela"], target_without_crowds=strip(0, 0)).target_area
+
+
 def test_evaluator_cuts_probabilities_and_finds_hits():
     target = strip(0, 5)
     probability = np.linspace(1, 0, 10)[None]

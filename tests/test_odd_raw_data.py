@@ -9,6 +9,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_prepare_data import (
     SPLITS,
@@ -21,9 +22,11 @@ from test_prepare_data import (
     write_refcoco,
 )
 
-from hf_ris.data import load
+from hf_ris.data import decode_mask, load
 from hf_ris.data.preparation.brief import brief
 from hf_ris.data.preparation.preparing import Options
+from hf_ris.evaluation.answers import ScoredRows
+from hf_ris.metrics.predictions import check_line, prediction_line
 
 
 def zipped(root: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -282,3 +285,21 @@ def test_pipes_and_postscript_are_no_pictures(raw, tmp_path):  # noqa: F811
         make(path)
     with pytest.raises(ValueError, match="1 x damaged image, 1 x missing image|1 x missing image, 1 x damaged image"):
         convert(raw, tmp_path / "out")
+
+
+# Crowds
+
+
+def test_scored_rows_tell_targets_apart_from_crowds(raw, tmp_path):  # noqa: F811
+    change_references(raw, lambda r: (r[0].update(ann_id=[30, 32]), r[1].update(ann_id=[32])))
+    convert(raw, tmp_path / "out")
+    dataset = load(tmp_path / "out", "train")
+    rows = ScoredRows(dataset)
+    row = next(rows[index] for index in range(len(rows)) if dataset[index]["image_id"] == 3)
+    for entry, target in zip(row["metadata"], row["targets"]):
+        plain = decode_mask(row["objects"][0]["mask"]) if entry["ref_id"] == 30 else np.zeros_like(target)
+        assert np.array_equal(entry["target_without_crowds"], plain) and (target != plain).any()
+        line = prediction_line(entry, target, target, target_without_crowds=entry["target_without_crowds"])
+        check_line(json.loads(json.dumps(line)))
+    other = next(rows[index] for index in range(len(rows)) if dataset[index]["image_id"] == 1)
+    assert all("target_without_crowds" not in entry for entry in other["metadata"])

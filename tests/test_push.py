@@ -99,6 +99,58 @@ def test_every_card_can_be_rendered(name):
     assert card.text.count("\n## Measured\n") == 1 and card.text.count("| refscenes, test |") == 1
 
 
+def test_a_card_tells_what_was_read_and_not_the_recipes_limit():
+    facts, recipe, log = bundle_parts()
+    read = {"training": {"images": 24, "expressions": 70}, "validation": {"images": 5, "expressions": 9}}
+    changes = [{"step": 40, "key": "optimizer.learning_rate", "before": 0.1, "after": 0.2}]
+    card = ModelCard(model_card("user/mine", facts | {"read": read, "changes": changes}, recipe, log))
+    assert (
+        "`train`, 24 images" in card.text and "on 5 images of `val`" in card.text and "30,000 images" not in card.text
+    )
+    assert "- From step 40 on `optimizer.learning_rate` was 0.2, before 0.1" in card.text
+    chosen = [result for result in card.data.eval_results if result.dataset_split == "val"]
+    assert chosen[0].dataset_args == {"images": 5}
+    recipe["data"]["name"] = "user/refcoco"  # an older run of other data: the limit says nothing
+    card = ModelCard(model_card("user/mine", facts, recipe, log))
+    assert "how many images was not recorded" in card.text and "30,000 images" not in card.text
+
+
+@pytest.mark.parametrize(
+    "weights, bases, licence",
+    [
+        ("scratch", None, "apache-2.0"),
+        ("encoders", ["timm/swin_base.ms_in22k", "bert-base-uncased"], "other"),
+        ("someone/lavt", ["someone/lavt"], "other"),
+        ("outputs/first/best", None, "other"),
+    ],
+)
+def test_a_card_tells_what_the_training_started_from(weights, bases, licence):
+    facts, recipe, log = bundle_parts()
+    recipe["initialize"]["weights"] = weights
+    told = {
+        "threshold": 0.4,
+        "config": {"image_size": 128},
+        "encoders": ["timm/swin_base.ms_in22k", "bert-base-uncased"],
+    }
+    card = ModelCard(model_card("user/mine", facts | {"pretraining": []}, recipe, log, told))
+    assert (card.data.base_model, card.data.license) == (bases, licence)
+    own = section(card, "This model")
+    assert "1,944,092 parameters" in own and "above 0.4" in own and "`image_size: 128`" in own
+    assert card.text.index("## This model") < card.text.index("## Use")
+
+
+def test_a_cut_log_can_be_pushed(tmp_path):
+    source = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, source)
+    with (source / "log.jsonl").open("a") as file:
+        file.write('{"step": 17000, "lo')
+    out = tmp_path / "repository"
+    push.write_repository(source, out, "user/lavt", [], [])
+    assert (out / "log.jsonl").read_text() == (BUNDLE / "log.jsonl").read_text()
+    card = ModelCard.load(out / "README.md")
+    assert "`image_size: 128`" in section(card, "This model") and card.data.base_model is None
+
+
 PUSH = f"""
 import json, sys
 from pathlib import Path

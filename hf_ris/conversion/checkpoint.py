@@ -5,6 +5,7 @@ import math
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,22 @@ from torch import Tensor, nn
 
 
 # What reading a file with flipped bytes was seen to raise: a pickle's misread instructions fail in any of these ways.
-_DAMAGE = (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AssertionError, struct.error)
+_DAMAGE = (
+    SafetensorError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+)
+_LARGEST_RATIO = 2  # of what a checkpoint has unpacked to the file: PyTorch does not compress
 
 
 class ConversionError(ValueError):
@@ -62,10 +78,17 @@ def read_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise ConversionError(f"There is no checkpoint file {path}.")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > _LARGEST_RATIO * path.stat().st_size:
+                raise ConversionError(f"{path} would have {size:,} bytes unpacked, which no checkpoint has.")
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except ConversionError:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         found = f" ({named[1]})" if named else ""
@@ -84,6 +107,13 @@ def tensors_of(value, where: str) -> dict[str, Tensor]:
     """`value` as a state dict. Raises ConversionError when it is something else."""
     if not isinstance(value, dict) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise ConversionError(f"{where} is not a dictionary of tensors.")
+    for key, tensor in value.items():
+        if not isinstance(key, str):
+            raise ConversionError(f"{where} has the key {str(key)[:60]}, a {type(key).__name__}; keys are names.")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise ConversionError(f"{where} holds {key[:200]}, which is no plain tensor of numbers.")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise ConversionError(f"{where} holds {key[:200]} of shape {list(tensor.shape)}, which repeats its values.")
     return dict(value)
 
 
@@ -124,6 +154,8 @@ def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -
             tensor = tensor.squeeze(-1)
         if tensor.shape != expected.shape:
             shapes.append(f"{foreign} is {list(source[foreign].shape)} instead of {list(expected.shape)}")
+        elif tensor.is_meta or not tensor.isfinite().all():
+            shapes.append(f"{foreign} holds values that are not finite")
         state[key] = tensor
     unplaced = sorted(source.keys() - set(names.values()))
     if missing or shapes:

@@ -57,7 +57,7 @@ class ScoredRows(EvaluationRows):
         return {
             **row,
             "expressions": [{**said, "text": text} for said, text in kept],
-            "metadata": [expression_metadata(row, said) for said, _ in kept],
+            "metadata": [expression_metadata(row, said) | _uncrowded(row, said) for said, _ in kept],
             "targets": [expression_mask(row, said) for said, _ in kept],
             "parts": [target_parts(row, said) if self.has_parts else None for said, _ in kept],
         }
@@ -75,6 +75,15 @@ class ScoredRows(EvaluationRows):
         else:
             return said["text"]
         return draw.choice(others)["text"] if others else None
+
+
+def _uncrowded(row: dict[str, Any], said: dict[str, Any]) -> dict[str, np.ndarray]:
+    """`target_without_crowds`, the mask of the targets that are no regions of a crowd, where some are."""
+    crowds = set(row.get("crowds") or ())
+    if crowds.isdisjoint(said["object_indices"]):
+        return {}
+    plain = {**said, "object_indices": [index for index in said["object_indices"] if index not in crowds]}
+    return {"target_without_crowds": expression_mask(row, plain)}
 
 
 class ScoringCollator:
@@ -146,7 +155,9 @@ def evaluate_model(
         else:
             answers = answer(accelerator, model, processor, inputs, metadata, whole, fixed, channels_last, observe)
         for reply, entry, target, of_target in zip(answers, metadata, targets, parts, strict=True):
-            evaluator.add(reply["mask"], target, entry, **reply["extra"], target_parts=of_target)
+            plain = entry.get("target_without_crowds")
+            extra = {**reply["extra"], "target_parts": of_target, "target_without_crowds": plain}
+            evaluator.add(reply["mask"], target, entry, **extra)
             if look is not None:
                 look(entry, reply["mask"], target)
             if record is not None:
@@ -208,6 +219,7 @@ def line_of(
         reply["mask"],
         target,
         target_parts=parts,
+        target_without_crowds=metadata.get("target_without_crowds"),
         prediction_480=extra.get("prediction_480"),
         cuts=None if probability is None else {at: probability > at for at in THRESHOLDS if at != threshold},
         threshold=threshold,

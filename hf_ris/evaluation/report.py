@@ -57,6 +57,9 @@ def _gather(lines: Lines, protocols: Sequence[str]) -> Evaluator:
             cuts={at: decode_mask(rle) for at, rle in _cuts(line, thresholds).items()} if cut else None,
             prediction_480=decode_mask(line["prediction_480"]) if "prediction_480" in line else None,
             target_parts=[decode_mask(part) for part in line["target_parts"]] if parts else None,
+            target_without_crowds=(
+                decode_mask(line["target_without_crowds"]) if "target_without_crowds" in line else None
+            ),
         )
     return evaluator
 

@@ -70,6 +70,7 @@ def run_facts(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "revision": facts["revision"],
         "versions": facts["versions"],
         "hardware": facts["hardware"],
+        **{name: facts[name] for name in ("read", "changes") if name in facts},
     }
 
 

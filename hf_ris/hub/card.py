@@ -1,9 +1,13 @@
 """The card (README.md) of a trained model: its architecture's, `model_cards/<arch>.md`, with the run's own numbers.
 
 The section "Measured" of the architecture's card, which is about the model bundled with this project, makes way for
-what was measured of this one, or for the sentence that nothing was. The head gets a `model-index`.
+what was measured of this one, or for the sentence that nothing was. "This model" tells in what it differs from the
+paper's configuration, which the rest of the card speaks of. The head gets a `model-index`, and `base_model` where the
+training started from weights on the Hub.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +28,29 @@ _CONTROLS = {
 }
 
 
-def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> str:
+def model_card(
+    repo_id: str,
+    facts: dict[str, Any],
+    recipe: dict[str, Any],
+    log: list[dict[str, Any]],
+    model: dict[str, Any] | None = None,
+) -> str:
     """The card as Markdown with its YAML head.
 
     Args:
         facts: what results.json of a bundle says (train/bundle.py).
         recipe: the resolved recipe. log: the lines of log.jsonl.
+        model: what a reader must know of the model itself: `threshold`, `config` (the fields that are not the paper's)
+            and `encoders` (Hub ids of the public weights that `initialize.weights: encoders` loads).
 
     Raises:
         ValueError: an architecture without a card.
     """
+    model = model or {}
     card = ModelCard(model_card_template(facts["architecture"]).read_text(encoding="utf-8"))
-    validation = _validation(recipe, log)
+    validation = _validation(facts, recipe, log)
     own = {
+        "This model": _this_model(facts, model),
         "Measured": _measured(facts, validation),
         "Training": _training(facts, recipe),
         "Licence": _licence(facts, recipe),
@@ -45,12 +59,17 @@ def model_card(repo_id: str, facts: dict[str, Any], recipe: dict[str, Any], log:
     if recipe["data"]["name"] in REFSCENES:
         sections["Limits"] += "Trained on RefScenes, drawn scenes: this model knows nothing of photographs.\n\n"
     last = ("Measured", "Training", "Limits", "Licence")
-    names = [*(name for name in sections if name not in last), *last]
+    names = ["", "This model", *(name for name in sections if name not in ("", "This model", *last)), *last]
     card.text = "".join(f"## {name}\n{sections[name]}" if name else sections[name] for name in names)
     card.text = card.text.replace(PLACEHOLDER, repo_id).replace(UNTRAINED, "")
     name = recipe["data"]["name"]
     if "/" in name and _dataset(name) == name:
         card.data.datasets = [name]
+    bases = _base_models(facts, recipe, model.get("encoders", []))
+    if bases:
+        card.data.base_model = bases
+    if _starts(facts, recipe) != ["scratch"]:  # others' terms hold on: the section tells whose
+        card.data.license, card.data.license_name = "other", "see-licence-section"
     results = _eval_results(facts, validation)
     if results:
         card.data.model_name, card.data.eval_results = repo_id.split("/")[-1], results
@@ -67,9 +86,40 @@ def _sections(text: str) -> dict[str, str]:
     return sections
 
 
-def _validation(recipe: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _this_model(facts: dict[str, Any], model: dict[str, Any]) -> str:
+    lines = [f"- {facts['parameters']:,} parameters"]
+    if "threshold" in model:
+        lines.append(f"- a pixel is in the mask where its probability is above {model['threshold']:g}")
+    fields = [f"`{name}: {json.dumps(value)}`" for name, value in sorted(model.get("config", {}).items())]
+    if fields:
+        lines.append("- fields of its configuration that are not the paper's: " + ", ".join(fields))
+    elif "config" in model:
+        lines.append("- its configuration is the paper's")
+    about = (
+        "Sizes, encoders, thresholds and numbers on this card are those of the paper's configuration and of the paper, "
+    )
+    return f"\n{about}except here and under Measured and Training.\n\n" + "\n".join(lines) + "\n\n"
+
+
+def _starts(facts: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
+    """`initialize.weights` of the runs that led here, the first one first."""
+    earlier = [one["recipe"] for one in facts["pretraining"] if "architecture" in one]
+    return [one["initialize"]["weights"] for one in [*earlier, recipe]][: len(earlier) or 1]
+
+
+def _base_models(facts: dict[str, Any], recipe: dict[str, Any], encoders: list[str]) -> list[str]:
+    """Hub ids of the weights that the training started from."""
+    first = _starts(facts, recipe)[0]
+    if first == "encoders":
+        return encoders
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", first) and not Path(first).exists() and not first.startswith("outputs/")
+    return [first] if is_id else []
+
+
+def _validation(facts: dict[str, Any], recipe: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation during training that chose the model: step, split, images, protocol and metrics."""
     lines = [line for line in log if "evaluation" in line]
+    lines = [line for line in lines if not line.get("early_end")] or lines
     if not lines:
         return None
     best = max(lines, key=lambda line: line["evaluation"]["mIoU"])
@@ -77,7 +127,7 @@ def _validation(recipe: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, 
     return {
         "step": best["step"],
         "split": data["validation_split"],
-        "images": data["validation_size"],
+        "images": _read(facts, recipe, "validation"),
         "protocol": recipe["evaluation"]["protocol"],
         "metrics": best["evaluation"],
     }
@@ -86,6 +136,17 @@ def _validation(recipe: dict[str, Any], log: list[dict[str, Any]]) -> dict[str, 
 def _dataset(name: str) -> str:
     """A Hub id or RefScenes' name as it is, of a folder its own name."""
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def _read(facts: dict[str, Any], recipe: dict[str, Any], part: str) -> int | None:
+    """Images of `training` or `validation` that were read; None where it is not known.
+
+    A run tells it. Of older ones the recipe's limit is it only for RefScenes, which has as many as are asked for.
+    """
+    if facts.get("read"):
+        return facts["read"][part]["images"]
+    limit = recipe["data"]["size" if part == "training" else "validation_size"]
+    return limit if recipe["data"]["name"] in REFSCENES else None
 
 
 def _whole(metrics: dict[str, float]) -> dict[str, float]:
@@ -177,7 +238,8 @@ def _seconds(pretraining: dict[str, Any]) -> float:
 def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     hardware, data = facts["hardware"], recipe["data"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
-    size = f"{data['size']:,} images" if data["size"] else "all images"
+    images = _read(facts, recipe, "training")
+    size = f"{images:,} images" if images is not None else "how many images was not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"- Data: {_dataset(data['name'])}, `{data['split']}`, {size}",
@@ -187,6 +249,10 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
         f"- hf_ris at git revision `{facts['revision']}`",
         f"- {versions}",
     ]
+    for change in facts.get("changes") or []:
+        lines.append(
+            f"- From step {change['step']:,} on `{change['key']}` was {change['after']}, before {change['before']}"
+        )
     if facts["pretraining"]:
         minutes = sum(_seconds(one) for one in facts["pretraining"]) / 60
         lines.insert(1, f"- Before: {minutes:.0f} minutes of pretraining (`pretraining` in results.json)")
@@ -198,8 +264,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
 
 
 def _licence(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
-    earlier = [one["recipe"] for one in facts["pretraining"] if "architecture" in one]  # runs that it went on from
-    weights = [*earlier, recipe][0]["initialize"]["weights"]
+    weights = _starts(facts, recipe)[0]
     start = {
         "scratch": "The weights, trained from a random start",
         "encoders": "The encoders started from public weights, which keep their authors' licence; all else",

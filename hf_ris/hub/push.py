@@ -79,7 +79,36 @@ def write_repository(source: Path, out: Path, repo_id: str, evaluations: list[Pa
     log = read_log(source / "log.jsonl")
     for name, content in (("results.json", facts), ("recipe.json", recipe)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(model_card(repo_id, facts, recipe, log), encoding="utf-8")
+    (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    card = model_card(repo_id, facts, recipe, log, _of_model(model, processor))
+    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+_OF_EVERY_CONFIG = ("architectures", "auto_map", "dtype", "model_type", "transformers_version", "custom_pipelines")
+
+
+def _of_model(model, processor) -> dict[str, Any]:
+    """What the card tells of the model itself."""
+    config, paper = model.config.to_dict(), type(model.config)().to_dict()
+    encoders = []
+    vision = config.get("vision_config") or {}
+    if vision.get("pretrained_tag"):
+        encoders.append(f"timm/{vision['name']}.{vision['pretrained_tag']}")
+    if config.get("text_config") and config.get("text_pretrained"):
+        encoders.append(config["text_pretrained"])
+    own = _different({name: value for name, value in config.items() if name not in _OF_EVERY_CONFIG}, paper)
+    return {"threshold": processor.threshold, "config": own, "encoders": encoders}
+
+
+def _different(own: dict[str, Any], paper: dict[str, Any]) -> dict[str, Any]:
+    """What of `own` is not as in `paper`, nested dictionaries key by key."""
+    different = {}
+    for name, value in own.items():
+        theirs = paper.get(name)
+        if value != theirs:
+            nested = isinstance(value, dict) and isinstance(theirs, dict)
+            different[name] = _different(value, theirs) if nested else value
+    return different
 
 
 def read(source: Path, evaluations: list[Path], pretraining: list[Path]) -> tuple[Path, dict[str, Any], dict[str, Any]]:

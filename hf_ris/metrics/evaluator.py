@@ -117,8 +117,8 @@ class Evaluator:
         return len(self._rows)
 
     def _view(self, protocol: Protocol) -> tuple:
-        size, target, threshold = protocol.view
-        return size, target if self.target_parts else "union", threshold if self.probabilities else None
+        size, target, threshold, crowds = protocol.view
+        return size, target if self.target_parts else "union", threshold if self.probabilities else None, crowds
 
     def add(
         self,
@@ -132,6 +132,7 @@ class Evaluator:
         hit: bool | None = None,
         prediction_480: np.ndarray | None = None,
         target_parts: list[np.ndarray] | None = None,
+        target_without_crowds: np.ndarray | None = None,
     ) -> None:
         """Add one expression; one whose expression_id is known already is left out.
 
@@ -141,6 +142,7 @@ class Evaluator:
         threshold that a protocol has of its own. heatmap: float (H, W) whose maximum should lie in the target; without
         it `hit` says so, else the probability stands in. prediction_480: what the model gives at 480x480, bool (cut at
         the protocols' 0.5) or, with `probabilities`, float; else the prediction is resized (nearest).
+        target_without_crowds: bool (H, W), the part of the target that is no region of a crowd; None: all of it.
         """
         expression_id = int(metadata["expression_id"])
         if expression_id in self._rows:
@@ -170,7 +172,8 @@ class Evaluator:
             if protocol.size == (480, 480) and prediction_480 is not None:
                 cut = np.asarray(prediction_480)
             predicted = protocol_prediction(cut, protocol, target.shape)
-            truth = protocol_target(target, protocol, target_parts if self.target_parts else None)
+            parts = target_parts if self.target_parts else None
+            truth = protocol_target(target, protocol, parts, target_without_crowds)
             row += mask_counts(predicted, truth)
             if not no_target:
                 expected = metadata.get("object_expressions")

@@ -8,6 +8,7 @@
   prediction, target                RLE at the image's size: {"size": [height, width], "counts": string}
 and, if known,
   target_parts                      list of RLE, the polygons of the target one by one
+  target_without_crowds             RLE, the part of the target that is no region of a crowd, where that is not all
   prediction_480                    RLE of size [480, 480], what a model that works at 480x480 gives there, cut at 0.5
   cuts                              {threshold: RLE}, as {"0.35": RLE, "0.5": RLE}: the prediction cut at the thresholds
                                     that protocols have of their own
@@ -47,6 +48,7 @@ _FIELDS = {
 }
 _OPTIONAL = {
     "target_parts": list,
+    "target_without_crowds": dict,
     "prediction_480": dict,
     "cuts": dict,
     "threshold": _NUMBER,
@@ -70,6 +72,7 @@ def prediction_line(
     target: np.ndarray,
     *,
     target_parts: Sequence[np.ndarray] | None = None,
+    target_without_crowds: np.ndarray | None = None,
     prediction_480: np.ndarray | None = None,
     cuts: Mapping[float, np.ndarray] | None = None,
     threshold: float | None = None,
@@ -85,6 +88,7 @@ def prediction_line(
     line |= {"prediction": encode_mask(prediction), "target": encode_mask(target)}
     optional = {
         "target_parts": None if target_parts is None else [encode_mask(part) for part in target_parts],
+        "target_without_crowds": None if target_without_crowds is None else encode_mask(target_without_crowds),
         "prediction_480": None if prediction_480 is None else encode_mask(prediction_480),
         "cuts": None if cuts is None else {f"{at:g}": encode_mask(cut) for at, cut in cuts.items()},
         "threshold": None if threshold is None else float(threshold),
@@ -135,6 +139,8 @@ def check_line(line: Any) -> None:
     _check_mask("target", line["target"], size)
     for index, part in enumerate(line.get("target_parts", [])):
         _check_mask(f"target_parts[{index}]", part, size)
+    if "target_without_crowds" in line:
+        _check_mask("target_without_crowds", line["target_without_crowds"], size)
     for threshold, cut in line.get("cuts", {}).items():
         if threshold not in _THRESHOLDS:
             raise ValueError(

@@ -25,6 +25,7 @@ class Protocol:
     empty_value: IoU where prediction and target are both empty.
     no_target_value, precision_needs_target: for expressions that have no target at all (gRefCOCO): the IoU of an empty
         prediction (None: `empty_value`), and whether Pr@X leaves them out.
+    crowds: whether targets that are regions of a crowd (COCO's iscrowd) belong to the ground truth.
     """
 
     name: str
@@ -38,11 +39,12 @@ class Protocol:
     empty_value: float = 0.0
     no_target_value: float | None = None
     precision_needs_target: bool = False
+    crowds: bool = True
 
     @property
     def view(self) -> tuple:
         """What the pixel counts depend on; protocols that share it share their counts."""
-        return self.size, self.target, self.threshold
+        return self.size, self.target, self.threshold, self.crowds
 
 
 PROTOCOLS = {
@@ -75,12 +77,14 @@ PROTOCOLS = {
         Protocol("vatex", "VATEX: original size, logit > 0, Pr@X strict", threshold=0.5, strict=True),
         Protocol(
             "rela",
-            "ReLA: at 480x480, argmax of two logits; IoU 1 for an expression without target that gets an empty mask",
+            "ReLA: at 480x480, argmax of two logits; IoU 1 for an expression without target that gets an empty mask; "
+            "the ground truth leaves out regions of a crowd",
             size=(480, 480),
             threshold=0.5,
             precision_at=(0.7, 0.8, 0.9),
             no_target_value=1.0,
             precision_needs_target=True,
+            crowds=False,
         ),
         Protocol("phrasecut", "PhraseCut: original size, union of all instances, Pr@X strict", strict=True),
     )
@@ -125,12 +129,20 @@ def resize_nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask[rows][:, columns]
 
 
-def protocol_target(target: np.ndarray, protocol: Protocol, parts: list[np.ndarray] | None = None) -> np.ndarray:
+def protocol_target(
+    target: np.ndarray,
+    protocol: Protocol,
+    parts: list[np.ndarray] | None = None,
+    without_crowds: np.ndarray | None = None,
+) -> np.ndarray:
     """The ground truth that `protocol` compares with, bool (height, width) at the size of the protocol.
 
     target: bool (H, W) at original size, the union. parts: its polygons, bool (H, W) each, which "sum_equals_one"
-    needs; without them it takes the union.
+    needs; without them it takes the union. without_crowds: bool (H, W), the union of the targets that are no regions of
+    a crowd; None: all are not.
     """
+    if not protocol.crowds and without_crowds is not None:
+        target = without_crowds
     if protocol.target == "sum_equals_one" and parts is not None:
         target = np.sum(parts, axis=0, dtype=np.int32) == 1 if parts else np.zeros_like(target)
     return target if protocol.size is None else resize_nearest(target, protocol.size)
@@ -168,11 +180,17 @@ def mask_counts(prediction: np.ndarray, target: np.ndarray) -> Counts:
 
 
 def counts(
-    prediction: np.ndarray, target: np.ndarray, protocol: Protocol, *, target_parts: list[np.ndarray] | None = None
+    prediction: np.ndarray,
+    target: np.ndarray,
+    protocol: Protocol,
+    *,
+    target_parts: list[np.ndarray] | None = None,
+    target_without_crowds: np.ndarray | None = None,
 ) -> Counts:
     """Pixel counts of one expression under `protocol`; see `protocol_prediction` and `protocol_target`."""
     if target.dtype != np.bool_ or target.ndim != 2:
         raise ValueError(f"a target is a bool mask (height, width), not {target.dtype} of shape {target.shape}")
     return mask_counts(
-        protocol_prediction(prediction, protocol, target.shape), protocol_target(target, protocol, target_parts)
+        protocol_prediction(prediction, protocol, target.shape),
+        protocol_target(target, protocol, target_parts, target_without_crowds),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration, broadcast, set_seed
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -396,6 +397,12 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
         raise ValueError(
             "accelerate is set up for FSDP, but shards only where there are several processes with a GPU each: launch "
             "with train/accelerate/cpu_two.yaml or without accelerate instead."
+        )
+    policy = accelerator.state.fsdp_plugin.auto_wrap_policy if sharded else None
+    if policy is size_based_auto_wrap_policy:
+        raise ValueError(
+            "FSDP's SIZE_BASED_WRAP also picks lists of modules, which have no forward to gather their parameters in: "
+            "set fsdp_auto_wrap_policy to NO_WRAP, as train/accelerate/fsdp.yaml does."
         )
     if tracker != "none" and not accelerator.log_with:
         raise ValueError(f"tracking.name is {tracker}, which is not installed: pip install 'hf_ris[train]'.")
