@@ -324,6 +324,27 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_trio):
             assert torch.allclose(norms[1][key], value, atol=1e-5, rtol=1e-3), f"{name} {key}"
 
 
+def test_the_vocabulary_can_grow(tiny_trio, tmp_path):
+    """Words are added to tokenizer and model, known words answer as before, and it is saved and loaded so."""
+    for name in ARCHITECTURES:
+        model, processor = tiny_trio(name, fresh=True)
+        inputs = processor(pictures(1), SENTENCES[:1])
+        with torch.no_grad():
+            before = model(**inputs).logits
+        words = len(processor.tokenizer)
+        processor.tokenizer.add_tokens(["scalpel"])
+        model.resize_token_embeddings(len(processor.tokenizer))
+        assert model.get_input_embeddings().num_embeddings == words + 1 == model.word_config.vocab_size
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / name)
+        loaded = AutoModel.from_pretrained(tmp_path / name).eval()
+        again = AutoProcessor.from_pretrained(tmp_path / name)
+        assert words in again(pictures(1), "scalpel")["input_ids"]
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).logits, before, atol=1e-5, rtol=1e-4)
+            assert loaded(**again(pictures(1), "scalpel")).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_configuration_is_strict_and_every_field_is_read(name):
     config = AutoConfig.for_model(name)

@@ -183,6 +183,7 @@ class ClipTextEncoder(Encoder):
 
     def __init__(self, config: ClipEncoderConfig):
         super().__init__()
+        self.config = config
         self.tower = _tower(_build_text_tower, config, "text_cfg")
         self.tower.__class__ = _TextTower
         del self.tower.attn_mask  # made for the length at hand instead
@@ -194,6 +195,12 @@ class ClipTextEncoder(Encoder):
     @property
     def vocab_size(self) -> int:
         return self.tower.token_embedding.num_embeddings
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.tower.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.tower.token_embedding = value
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         super().set_grad_checkpointing(enable)

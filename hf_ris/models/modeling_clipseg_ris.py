@@ -25,7 +25,7 @@ Deviations and readings:
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegTextConfig
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoder, CLIPSegModel
 
 from .configuration_clipseg_ris import ClipsegConfig
@@ -116,6 +116,10 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
 
     def set_input_embeddings(self, value) -> None:
         self.clip.text_model.embeddings.token_embedding = value
+
+    @property
+    def word_config(self) -> CLIPSegTextConfig:
+        return self.config.text_config
 
     def encode_image(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on text: (B, 3, H, W) -> per decoder layer (B, 1 + H W / P^2, D).

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, logging
 
 from .configuration_ris import RisConfig
@@ -308,6 +308,28 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
                     f"pixel_values are {pixel_values.dtype} and the model is {self.dtype}: convert one of them, as in "
                     "inputs.to(model.dtype), or run under autocast."
                 )
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word table of the text encoder, (words, channels)."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_encoder.set_input_embeddings(value)
+
+    @property
+    def word_config(self) -> PreTrainedConfig:
+        """The config whose `vocab_size` is the length of the word table: the text encoder's, or the model's own."""
+        return self.text_encoder.config or self.config
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers: a longer word table, whose new rows are drawn around the mean of the others."""
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()
+        table = self._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.word_config.vocab_size = table.weight.shape[0]
+        return table
 
     @staticmethod
     def image_index_of(pixel_values: Tensor, input_ids: Tensor, image_index: Tensor | None) -> Tensor:

@@ -105,6 +105,7 @@ class BiGru(nn.Module):
     """
 
     max_length = None  # reads any number of words
+    config = None  # its sizes are fields of the architecture's
 
     def __init__(self, vocab_size: int, embedding_dim: int, hidden_size: int, combine: str = "concat"):
         super().__init__()
@@ -113,6 +114,12 @@ class BiGru(nn.Module):
         self.backward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
         self.combine = combine
         self.channels = hidden_size * (2 if combine == "concat" else 1)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding; mean (N, C)."""
