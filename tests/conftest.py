@@ -24,7 +24,8 @@ def build_tiny(name: str, *overrides: str):
     from hf_ris.training.build import build_config
     from hf_ris.training.recipe import load_recipe
 
-    recipe = load_recipe(ROOT / "train" / "recipes" / name / "refscenes.yaml", overrides)
+    data = "refscenes_video" if name.endswith("_video") else "refscenes"
+    recipe = load_recipe(ROOT / "train" / "recipes" / name / f"{data}.yaml", overrides)
     tokenizer = (wordpiece_tokenizer if recipe.processor.tokenizer == "wordpiece" else word_tokenizer)(VOCABULARY)
     torch.manual_seed(0)
     config = build_config(recipe, len(tokenizer))

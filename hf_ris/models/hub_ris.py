@@ -41,9 +41,29 @@ The code: Apache-2.0. Weights that were published elsewhere keep their authors' 
 """
 
 
+_OF_VIDEO = (  # what the card of a video architecture says instead
+    ("referring-image-segmentation", "referring-video-segmentation"),
+    ("referring image segmentation", "referring video segmentation"),
+    ("An image and an expression in, the mask of what", "A video and an expression in, the masks of what"),
+    (
+        "transformers, torch, torchvision, timm and open_clip_torch",
+        "transformers, torch, torchvision, timm, open_clip_torch and av",
+    ),
+    (
+        """for result in pipe("photo.jpg", ["the man in red", "left dog"]):
+    result["mask"].save(result["text"] + ".png")  # black and white, of the photo's size""",
+        """for result in pipe("clip.mp4", ["the man in red", "the dog that runs to the left"], overlay="answers.mp4"):
+    result["masks"][0].save(result["text"] + ".png")  # of the first frame, black and white, of its size""",
+    ),
+)
+
+
 def card(architecture: str, name: str) -> str:
     """The card of a model of which nothing but its architecture is known; `name` is its repository or folder."""
-    return _CARD.format(architecture=architecture, name=name)
+    text = _CARD
+    for of_images, of_videos in _OF_VIDEO if architecture.endswith("_video") else ():
+        text = text.replace(of_images, of_videos)
+    return text.format(architecture=architecture, name=name)
 
 
 def upload(

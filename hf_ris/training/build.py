@@ -188,6 +188,8 @@ def _from_image_model(recipe: Recipe, processor):
         fields[name] = fields[name] | value if isinstance(value, dict) and name in fields else value
     config = AutoConfig.for_model(recipe.architecture, **fields)
     model = MODEL_FOR_IMAGE_SEGMENTATION_MAPPING[type(config)](config)
+    if config.vision_config.name != image_model.config.vision_config.name:  # the image's backbone does not see time
+        model.vision_encoder.load_pretrained()
     model.load_image_weights(image_model.state_dict())
     kind = PROCESSOR_MAPPING[type(config)]
     made = kind.from_config(config, processor.tokenizer)

@@ -16,6 +16,7 @@ import yaml
 
 from hf_ris import ALIASES, ARCHITECTURES, VIDEO_ARCHITECTURES
 from hf_ris.metrics.protocols import PROTOCOLS
+from hf_ris.metrics.video import VIDEO_PROTOCOLS
 from hf_ris.resources import recipe_path
 
 
@@ -227,8 +228,9 @@ class Recipe:
                 f"training.batch_size must be a multiple of training.accumulation, got {training.batch_size} and "
                 f"{training.accumulation}."
             )
-        if self.evaluation.protocol not in PROTOCOLS:
-            known = ", ".join(PROTOCOLS)
+        known = VIDEO_PROTOCOLS if self.architecture in VIDEO_ARCHITECTURES else PROTOCOLS
+        if self.evaluation.protocol not in known:
+            known = ", ".join(known)
             raise ValueError(f"evaluation.protocol takes one of {known}, got {self.evaluation.protocol!r}.")
         if len(self.optimizer.betas) != 2:
             raise ValueError(f"optimizer.betas takes two numbers, got {self.optimizer.betas}.")
@@ -261,7 +263,7 @@ _BELOW_ONE = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 LIMITS = {
     "processor": {"min_count": _COUNT, "threshold": _BELOW_ONE},
     "data": {
-        **dict.fromkeys(("size", "validation_size", "image_size", "max_expressions"), _COUNT),
+        **dict.fromkeys(("size", "validation_size", "image_size", "clip_frames", "max_expressions"), _COUNT),
         "validation_fraction": _BELOW_ONE,
     },
     "optimizer": {"learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "betas": _BELOW_ONE},
