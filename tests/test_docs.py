@@ -87,11 +87,7 @@ def parse(monkeypatch):
                     runpy.run_path(str(ROOT / name), run_name="__main__")
         if asked in ("train", "hf_ris.training"):
             chosen = read_recipe(read.value.args[0])
-<<<<<<< HEAD
-            assert chosen.architecture in {*hf_ris.ARCHITECTURES, "any"}
-=======
-            assert chosen.architecture in hf_ris.ARCHITECTURES | hf_ris.VIDEO_ARCHITECTURES
->>>>>>> 4411eac (VATEX on video: recipes, card, and the contract of video architectures as a suite of its own; recipes take the protocols of videos)
+            assert chosen.architecture in {*hf_ris.ARCHITECTURES, *hf_ris.VIDEO_ARCHITECTURES, "any"}
         return None
 
     return parse
