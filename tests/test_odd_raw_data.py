@@ -6,12 +6,15 @@ import pickle
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_prepare_data import (
+    ROOT,
     SPLITS,
     SQUARE,
     cache,  # noqa: F401
@@ -285,6 +288,15 @@ def test_pipes_and_postscript_are_no_pictures(raw, tmp_path):  # noqa: F811
         make(path)
     with pytest.raises(ValueError, match="1 x damaged image, 1 x missing image|1 x missing image, 1 x damaged image"):
         convert(raw, tmp_path / "out")
+
+
+# Workers
+
+
+def test_preparing_does_without_torch():
+    """Each worker would hold it in memory."""
+    program = "import sys, hf_ris.data.preparation.preparing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
 # Crowds

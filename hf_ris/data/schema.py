@@ -19,8 +19,6 @@ from PIL import ExifTags, ImageOps
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
-from ..models.images_ris import decoding, open_image, show
-
 
 class Picture(Image):
     """`datasets.Image`, but only the formats of `images_ris.FORMATS` are decoded, and what cannot be is named.
@@ -36,6 +34,8 @@ class Picture(Image):
         """
         if not self.decode or not isinstance(value, dict) or (value["bytes"] is None and value["path"] is None):
             return super().decode_example(value, token_per_repo_id)
+        from ..models.images_ris import decoding, open_image, show  # brings torch, which preparing data does without
+
         path, data = value["path"], value["bytes"]
         if data is None and "://" in path:  # of a data set that is streamed
             stored = pa.array([{"bytes": None, "path": path}], self.pa_type)
