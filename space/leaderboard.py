@@ -234,9 +234,12 @@ def _size_plot(rows: list[Row]) -> str:
     for row, value in zip(rows, values):
         x, y = left + (right - left) * row.parameters / most, 206 - 196 * (value - low) / (high - low or 1)
         content.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5.5' fill='{INK[0]}'/>")
-        crowded = any(abs(y - other) < 13 and abs(x - beside) < 90 for beside, other in placed)
-        placed.append((x, y))
+        width = 6.2 * len(row.entry.title) + 12
+        crowded = any(
+            abs(y - other) < 12 and x - width < right_end and left_end < x for left_end, right_end, other in placed
+        )
         at, anchor = (x + 9, "start") if crowded else (x - 9, "end")
+        placed.append((x, x + width, y) if crowded else (x - width, x + 6, y))
         content.append(f"<text x='{at:.1f}' y='{y + 4:.1f}' text-anchor='{anchor}'>{escape(row.entry.title)}</text>")
         said.append(f"{row.entry.title}: {row.parameters / 1e6:.2f} million parameters, mIoU {100 * value:.1f}")
     return _figure("Size", "mIoU on test over parameters.", height, "".join(content), "; ".join(said))

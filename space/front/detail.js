@@ -67,7 +67,7 @@ export class Detail {
     return make("div", { class: "ris-zoom", role: "group", "aria-label": "Zoom" },
       button("+", "Zoom in", () => this.zoomBy(STEP)),
       button("−", "Zoom out", () => this.zoomBy(1 / STEP)),
-      button("1:1", "Whole picture", () => this.zoomBy(0)),
+      button("1:1", "1:1, the whole picture", () => this.zoomBy(0)),
     );
   }
 
@@ -121,7 +121,7 @@ export class Detail {
         value.textContent = model.threshold.toFixed(2);
         this.measureText();
         this.draw();
-        this.changed(model);
+        this.changed();
       },
     });
     this.note = make("p", { class: "ris-soft" });

@@ -1,6 +1,6 @@
 // Pictures on canvases: outlines that leave the picture's colours true, heat over grey, errors, votes, differences.
 
-import { outline, resize } from "./maps.js";
+import { joined, outline, resize } from "./maps.js";
 
 export const COLOURS = ["#e11d48", "#2563eb", "#d97706", "#059669", "#9333ea", "#0891b2", "#c2410c", "#be185d"]; // per expression
 const ANCHORS = [[13, 8, 60], [72, 12, 120], [150, 32, 122], [218, 72, 92], [250, 140, 60], [252, 210, 90], [255, 252, 200]];
@@ -15,13 +15,15 @@ export const ONLY_OTHER = [234, 88, 12];
 const BOTH = [255, 255, 255];
 const DIFFERENCE = [null, ONLY_ONE, ONLY_OTHER, BOTH].map((colour) => colour && [...colour, 0.75]); // by bits
 
-/** Fit a canvas to the picture at a width in CSS pixels; returns its context, scaled to map pixels by the caller. */
+/** Fit a canvas to the picture at a width in CSS pixels; returns its context. */
 export function fit(canvas, picture, width) {
   const ratio = window.devicePixelRatio || 1;
   const height = Math.max(1, Math.round((width * picture.height) / picture.width));
-  canvas.width = Math.max(1, Math.round(width * ratio));
-  canvas.height = Math.max(1, Math.round(height * ratio));
-  return canvas.getContext("2d");
+  const size = [Math.max(1, Math.round(width * ratio)), Math.max(1, Math.round(height * ratio))];
+  if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size; // else no new layout
+  const context = canvas.getContext("2d");
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  return context;
 }
 
 export function drawPicture(context, picture) {
@@ -31,16 +33,15 @@ export function drawPicture(context, picture) {
 
 /** A mask's border in a colour between two thin light lines, seen on every ground. `width` in canvas pixels. */
 export function drawOutline(context, map, threshold, colour, width, halo = true) {
-  const segments = outline(map, threshold);
   const across = context.canvas.width / map.width;
   const down = context.canvas.height / map.height;
   const path = new Path2D();
-  for (let k = 0; k < segments.length; k += 4) {
-    path.moveTo(segments[k] * across, segments[k + 1] * down);
-    path.lineTo(segments[k + 2] * across, segments[k + 3] * down);
+  for (const line of joined(outline(map, threshold))) {
+    path.moveTo(line[0] * across, line[1] * down);
+    for (let k = 2; k < line.length; k += 2) path.lineTo(line[k] * across, line[k + 1] * down);
   }
-  context.lineCap = "round";
-  const strokes = halo ? [["rgba(0,0,0,.45)", 2.3], ["#fff", 1.8], [colour, 1]] : [[colour, 1]];
+  context.lineJoin = context.lineCap = "round";
+  const strokes = halo ? [["#fff", 2.1], [colour, 1]] : [[colour, 1]];
   for (const [style, times] of strokes) {
     context.strokeStyle = style;
     context.lineWidth = width * times;

@@ -14,10 +14,7 @@ class Page {
   constructor(root, config) {
     this.parts = partsOf(root);
     this.matrix = new Matrix(this.parts.matrix, (model, e) => this.detail.open(this.comparison, model, e));
-    this.detail = new Detail(this.parts.dialog, (model) => {
-      this.matrix.redrawModel(model);
-      this.matrix.redrawAgreement();
-    });
+    this.detail = new Detail(this.parts.dialog, () => this.matrix.redrawSoon());
     this.comparison = null;
     this.asked = "";
     this.stopper = null;
@@ -41,7 +38,7 @@ class Page {
       this.comparison.common = parts.common.checked ? Number(parts.threshold.value) : null;
       parts.threshold.disabled = !parts.common.checked;
       parts["threshold-value"].textContent = Number(parts.threshold.value).toFixed(2);
-      this.matrix.redraw();
+      this.matrix.redrawSoon();
     };
     parts.common.addEventListener("change", () => (threshold(), this.writeLink()));
     parts.threshold.addEventListener("input", threshold);

@@ -85,6 +85,34 @@ export function outline(map, threshold) {
   return segments;
 }
 
+/** Segments of `outline` joined at their ends: arrays of x, y, x, y, ... */
+export function joined(segments) {
+  const ends = new Map(); // a point -> the segments that end there, two at most
+  const keyOf = (at) => Math.round(segments[at] * 512) * 4194304 + Math.round(segments[at + 1] * 512);
+  for (let at = 0; at < segments.length; at += 2) {
+    const key = keyOf(at);
+    const known = ends.get(key);
+    if (known === undefined) ends.set(key, [at]);
+    else known.push(at);
+  }
+  const used = new Uint8Array(segments.length / 4);
+  const lines = [];
+  for (let first = 0; first < used.length; first++) {
+    if (used[first]) continue;
+    const line = [segments[4 * first], segments[4 * first + 1]];
+    let at = 4 * first + 2; // the end that is reached
+    for (;;) {
+      used[at >> 2] = 1;
+      line.push(segments[at], segments[at + 1]);
+      const next = ends.get(keyOf(at)).find((other) => !used[other >> 2]);
+      if (next === undefined) break;
+      at = next ^ 2; // the other end of that segment
+    }
+    lines.push(line);
+  }
+  return lines;
+}
+
 const SIDES = [
   [], [["left", "top"]], [["top", "right"]], [["left", "right"]], [["right", "bottom"]],
   [["left", "top"], ["right", "bottom"]], [["top", "bottom"]], [["left", "bottom"]], [["left", "bottom"]],

@@ -19,6 +19,7 @@ export class Matrix {
   show(comparison) {
     this.comparison = comparison;
     this.alone = null;
+    this.container.classList.remove("ris-alone");
     this.build();
   }
 
@@ -52,8 +53,7 @@ export class Matrix {
       "aria-label": `Threshold of ${model.title}`,
       input: (event) => {
         model.threshold = Number(event.target.value);
-        this.redrawModel(model);
-        this.redrawAgreement();
+        this.redrawSoon();
       },
     });
     return make("th", { scope: "col", "data-model": model.key }, name, facts, slider);
@@ -107,8 +107,20 @@ export class Matrix {
     this.redraw();
   }
 
+  /** Draw the cells anew in the next frame, and agreement in the one after it; several calls until then are one. */
+  redrawSoon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      for (const model of this.models) this.redrawModel(model);
+      this.later ??= requestAnimationFrame(() => {
+        this.later = null;
+        this.redrawAgreement();
+      });
+    });
+  }
+
   redraw() {
-    this.width = this.container.clientWidth;
+    this.measureColumns();
     this.comparison.expressions.forEach((_, e) => this.drawTruth(e));
     for (const model of this.models) this.redrawModel(model);
     this.redrawAgreement();
@@ -122,11 +134,19 @@ export class Matrix {
     if (truth) this.drawMask(context, truth, 0.5, COLOURS[e % COLOURS.length]);
   }
 
+  /** How wide cells are, read once for all of them, and the picture at that size. */
+  measureColumns() {
+    this.width = this.container.clientWidth;
+    const cell = this.container.querySelector("tr:not([hidden]) td .ris-cell");
+    this.column = cell?.clientWidth || MIN_COLUMN;
+    this.ground = new OffscreenCanvas(1, 1);
+    drawPicture(fit(this.ground, this.comparison.picture, this.column), this.comparison.picture);
+  }
+
   /** The picture on a canvas as wide as its column. */
   begin(canvas) {
-    const width = canvas.parentElement.clientWidth || MIN_COLUMN;
-    const context = fit(canvas, this.comparison.picture, width);
-    drawPicture(context, this.comparison.picture);
+    const context = fit(canvas, this.comparison.picture, this.column);
+    context.drawImage(this.ground, 0, 0);
     return context;
   }
 
@@ -182,6 +202,9 @@ export class Matrix {
       drawDifference(context, comparison.picture, atSize(map, ...size), threshold, atSize(truth, ...size), 0.5);
     } else this.drawMask(context, map, threshold, COLOURS[e % COLOURS.length]);
     const { area, score, iou, right } = comparison.measured(model, e);
+    const told = `${area} ${score} ${iou}`;
+    if (cell.told === told) return; // only the picture has changed
+    cell.told = told;
     const said = area ? `score ${score.toFixed(2)}` : "nothing found";
     const verdict = right === null ? "" : `IoU ${iou.toFixed(2)}, ${right ? "right" : "wrong"}, `;
     cell.button.setAttribute("aria-label", `${model.title}, ${text}: ${verdict}${said}. Show large`);
