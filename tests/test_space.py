@@ -42,6 +42,7 @@ SPACE = Path(__file__).resolve().parent.parent / "space"
 sys.path.insert(0, str(SPACE))
 
 import answers  # noqa: E402
+import assemble  # noqa: E402, F401  (for test_space_deploy)
 import comparing  # noqa: E402
 import entries  # noqa: E402
 import examples  # noqa: E402

@@ -10,12 +10,11 @@ import venv
 from importlib.metadata import version
 from pathlib import Path
 
-import assemble
 import httpx
 import pytest
 from gradio_client import Client, handle_file
 from packaging.requirements import Requirement
-from test_space import SPACE
+from test_space import SPACE, assemble
 
 
 pytestmark = pytest.mark.slow
