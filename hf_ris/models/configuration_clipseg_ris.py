@@ -59,6 +59,10 @@ class ClipsegConfig(RisConfig):
     use_complex_transposed_convolution: bool = True
     initializer_factor: float | int = 1.0
 
+    @property
+    def text_part(self) -> str | None:
+        return "text_config"
+
     def __post_init__(self, **kwargs):
         self.extract_layers = list(self.extract_layers)
         super().__post_init__(**kwargs)

@@ -39,6 +39,10 @@ class CrisConfig(RisConfig):
     aligner: bool = False
     aligner_queries: int = 24
 
+    @property
+    def text_part(self) -> str | None:
+        return "clip_config"
+
     def __post_init__(self, **kwargs):
         self.neck_dims = list(self.neck_dims)
         super().__post_init__(**kwargs)

@@ -66,6 +66,10 @@ class EavlConfig(RisConfig):
     use_vision_global: bool = True
     use_query_estimator: bool = True
 
+    @property
+    def text_part(self) -> str | None:
+        return "text_config" if self.encoders == "swin_bert" else "clip_config"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._check_values()

@@ -56,6 +56,10 @@ class LavtConfig(RisConfig):
     aligner_queries: int = 24
     aligner_dim: int = 512
 
+    @property
+    def text_part(self) -> str | None:
+        return "text_config" if self.text_encoder == "bert" else "clip_config"
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         vision, text = self.vision_config, self.text_config

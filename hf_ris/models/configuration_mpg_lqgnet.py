@@ -76,6 +76,10 @@ class MpgLqgnetConfig(RisConfig):
     prior_loss_weight: float | int = 0.1
     loss_weights: list[float | int] | tuple[float | int, ...] = (1.0, 1.0)
 
+    @property
+    def text_part(self) -> str | None:
+        return "text_config"
+
     def __post_init__(self, **kwargs):
         self.query_stages, self.loss_weights = list(self.query_stages), list(self.loss_weights)
         super().__post_init__(**kwargs)

@@ -56,6 +56,8 @@ class StrictConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         added = kwargs.pop("added_attributes", None) or ()
+        if not type(self).__module__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)  # for those without this package; where it is, the task is registered
         _refuse_unknown(type(self).__name__, type(self), set(kwargs) - set(added))
         own = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
         sized = own | {"num_labels", "id2label", "label2id"}  # a list of as many labels is made
@@ -233,6 +235,9 @@ class RisConfig(StrictConfig):
             that are enlarged to it. The processor then enlarges logits too, and not probabilities.
     """
 
+    # transformers' Trainer hands all other outputs to `compute_metrics`: the logits alone
+    keys_to_ignore_at_inference = "losses prior_logits heatmap query_logits query_scores text_states input_size".split()
+
     image_size: int = 480
     max_text_length: int = 20
     refinement: Literal[1, 2, 4] | None = None
@@ -244,6 +249,15 @@ class RisConfig(StrictConfig):
         for name in ("image_size", "max_text_length", "refinement_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def text_part(self) -> str | None:
+        """Name of the nested config with the words' table; None where that is this config's own."""
+        return None
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The config that has the words' `vocab_size`; there is one text encoder, whatever is asked for."""
+        return self if self.text_part is None else self.__dict__[self.text_part]
 
     def further_inputs(self, images: int, expressions: int, words: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that forward takes beside those of every architecture, by name (for measuring)."""

@@ -90,6 +90,10 @@ class VatexConfig(RisConfig):
     sentence: Literal["mean", "batch"] = "mean"
     class_loss: Literal["binary", "softmax"] = "binary"
 
+    @property
+    def text_part(self) -> str | None:
+        return "clip_config"
+
     def __post_init__(self, **kwargs):
         self.loss_weights = list(self.loss_weights)
         super().__post_init__(**kwargs)

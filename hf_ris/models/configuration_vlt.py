@@ -73,6 +73,10 @@ class VltConfig(RisConfig):
     fused_loss_weight: float | int = 0.0
     aligner: bool = False
 
+    @property
+    def text_part(self) -> str | None:
+        return "text_config" if self.text_encoder == "bert" else None
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self._check_values()

@@ -79,6 +79,7 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     pipeline_task: ClassVar[str] = TASK
     pipeline_class: ClassVar[type] = ReferringImageSegmentationPipeline
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # of transformers' text encoders inside; our own attention is fused whatever is asked for
 
     takes_pixel_mask: ClassVar[bool] = False  # whether its processor pads images
 
@@ -144,6 +145,13 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         logger.info(f"Loading the encoders of {cls.__name__}")
         model.load_pretrained_encoders()
         return model
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The words' table; `resize_token_embeddings` makes it as long as a tokenizer that has learned words."""
+        return self.text_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.text_encoder.set_input_embeddings(value)
 
     def build_refinement(self, channels: list[int]) -> MaskRefinement | None:
         """What makes the logits finer, as the config says, with vision maps of these channels; None where nothing does.

@@ -31,6 +31,7 @@ class VatexProcessor(RisProcessor):
         template: text with `{}` for the noun phrase.
         noun_phrases: `spacy`, `rules`, or `auto`, which becomes `spacy` where it is installed: a saved processor says
             which of the two it was.
+        enlarges: "logits", as the published program does and as the losses at points read them; or "probabilities".
 
     Raises:
         ValueError: `spacy`, where spaCy or its model is not installed; `noun_phrases="rules"` goes without.
@@ -47,7 +48,7 @@ class VatexProcessor(RisProcessor):
         prompt: str = "object",
         template: str = "a photo of {}",
         noun_phrases: str = "auto",
-        enlarges: str = "probabilities",
+        enlarges: str = "logits",
     ):
         if image_processor is None:
             image_processor = RisImageProcessor(geometry="short_side", image_size=480)
@@ -73,6 +74,10 @@ class VatexProcessor(RisProcessor):
             template=config.prior_template,
             noun_phrases=config.noun_phrases,
         )
+
+    @staticmethod
+    def settings(config: RisConfig) -> dict:
+        return RisProcessor.settings(config) | {"enlarges": "logits"}
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `RisProcessor`, and CLIP's view and prompts."""

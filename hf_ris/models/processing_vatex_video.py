@@ -34,7 +34,7 @@ class VatexVideoProcessor(VatexProcessor):
         prompt: str = "object",
         template: str = "a photo of {}",
         noun_phrases: str = "auto",
-        enlarges: str = "probabilities",
+        enlarges: str = "logits",
         prior_frames: int | None = None,
     ):
         super().__init__(

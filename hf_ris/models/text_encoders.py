@@ -137,6 +137,12 @@ class BiGru(nn.Module):
     def vocab_size(self) -> int:
         return self.embedding.num_embeddings
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding = value
+
     def load_glove(self, path: str | Path, tokenizer: PreTrainedTokenizerFast) -> int:
         """Copy GloVe vectors into the rows of the tokenizer's words; returns how many words were found."""
         vocabulary = tokenizer.get_vocab()
