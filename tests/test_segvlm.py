@@ -224,7 +224,7 @@ def test_loss_is_equation_8():
     weights = {"cross_entropy_weight": 0.5, "focal_weight": 3.0, "dice_weight": 2.0}
     rest = {"focal_alpha": 0.4, "focal_gamma": 1.5, "dice_pixel_weight": "focal", "dice_epsilon": 0.1}
     outputs = model_of(**weights, **rest)(**batch(labels=labels()))
-    target = resize_labels(labels(), (16, 16), "nearest")
+    target = resize_labels(labels(), (16, 16))
     expected = {
         "cross_entropy": binary_cross_entropy(outputs.logits, target),
         "focal": focal_loss(outputs.logits, target, 0.4, 1.5),
@@ -273,3 +273,12 @@ def test_export_keeps_numbers_with_more_expressions_than_traced():
 def test_senseless_configurations_are_refused(fields, message):
     with pytest.raises(Exception, match=message):
         small_config(**fields)
+
+
+def test_convolutions_start_as_he_et_al_say():
+    model = model_of()
+    weight = model.neck.refine3.conv.weight
+    expected = (2 / weight[0].numel()) ** 0.5
+    assert weight.std().item() == pytest.approx(expected, rel=0.1) and abs(weight.mean().item()) < expected / 10
+    offsets = model.projector.visual2.offsets
+    assert not offsets.weight.any() and not offsets.bias.any()

@@ -27,7 +27,7 @@ from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.evaluation.answers import ScoredRows, evaluate_model
 from hf_ris.evaluation.report import evaluate_predictions
 from hf_ris.metrics import PROTOCOLS
-from hf_ris.training.build import References
+from hf_ris.training.build import Expressions, References
 from hf_ris.training.optimizer import freeze, learning_rate_factor, parameter_groups
 from hf_ris.training.order import StepBatches
 from hf_ris.training.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
@@ -228,6 +228,9 @@ def test_references_are_the_objects_of_images_with_their_expressions():
     assert sorted(seen) == sorted(said)
     assert all(len({e["ref_id"] for e in references[i]["expressions"]}) == 1 for i in range(len(references)))
     assert len(references) > len(scenes)
+    expressions = Expressions(scenes)
+    rows = [row["expressions"] for row in map(expressions.__getitem__, range(len(expressions)))]
+    assert all(len(row) == 1 for row in rows) and sorted(row[0]["expression_id"] for row in rows) == sorted(said)
 
 
 # --- training

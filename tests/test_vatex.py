@@ -183,7 +183,7 @@ def test_paper_configuration():
     assert outputs.query_logits.shape == (2, 5, 120, 160) and outputs.heatmap.shape == (2, 14, 14)
     assert model.clip_prior.embedding.weight.shape == (256, 197) and len(model.decoder.layers) == 9
     assert [tuple(state.shape) for state in outputs.text_states] == [(2, 256)] * 5
-    assert config.loss_weights == [2.0, 5.0, 5.0, 2.0] and config.loss_points == 12_544
+    assert config.loss_weights == [2.0, 5.0, 5.0, 2.0] and config.loss_points is None
     # ours, since the paper prints none: Swin-B has 86.9M, CLIP ViT-B/16 149.6M
     assert sum(p.numel() for p in model.parameters()) == 256_050_297
 
@@ -931,6 +931,15 @@ def test_recipes_keep_to_the_paper():
         assert recipe.data.max_expressions == 3 and recipe.evaluation.protocol == "vatex"
         factors = [learning_rate_factor(recipe.schedule, step, 100_000, 2124) for step in (0, 66_000, 67_000, 99_999)]
         assert factors == pytest.approx([1, 1, 0.1, 0.1])
+
+
+def test_losses_look_at_every_pixel_as_in_the_paper():
+    model = model_of(loss_points=None)
+    masks = torch.randn(2, 1, 3, 5)
+    points = model.places(masks, torch.ones(2, 2), uncertain=True)
+    torch.testing.assert_close(point_sample(masks, points)[:, 0], masks[:, 0].flatten(1))
+    half = model.places(masks, torch.tensor([[0.5, 1.0]]).expand(2, 2))
+    assert half[..., 0].max() < 0.5 < half[..., 1].max()
 
 
 def test_fractions_of_a_run_and_triplets_in_recipes():

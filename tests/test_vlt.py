@@ -7,8 +7,10 @@ import torch
 from conftest import ROOT, fill_by_formula, formula
 
 from hf_ris import VltConfig, VltForReferringSegmentation, VltProcessor
+from hf_ris.models.configuration_ris import VisionEncoderConfig
 from hf_ris.models.processing_ris import RisImageProcessor
 from hf_ris.models.text_encoders import word_tokenizer
+from hf_ris.models.vision_encoders import build_vision_encoder
 from hf_ris.training.build import build_config
 from hf_ris.training.recipe import load_recipe
 
@@ -295,3 +297,20 @@ def test_sizes_that_do_not_fit_are_refused():
         model(**inputs | {"pixel_values": torch.randn(2, 3, 96, 96)})
     with pytest.raises(ValueError, match="no pixel_mask"):
         model(**inputs, pixel_mask=torch.ones(2, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
+def test_recipes_are_the_published_configuration(name):
+    recipe = load_recipe(ROOT / "train" / "recipes" / "vlt" / f"{name}.yaml")
+    still = {rule.pattern for rule in recipe.optimizer.rules if rule.freeze}
+    assert still == {r"^vision_encoder\.", r"^text_encoder\.embedding\."} and recipe.optimizer.learning_rate == 1e-3
+    assert recipe.schedule.milestones == [39, 44, 49] and VltConfig().gru_dropout == 0.1
+    later = load_recipe(ROOT / "train" / "recipes" / "vlt" / "refcoco_swin_bert.yaml")
+    assert later.optimizer.learning_rate == 5e-5 and later.schedule.name == "poly" and later.training.epochs == 40
+
+
+def test_an_unused_last_stage_of_swin_is_not_there():
+    swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
+    encoder = build_vision_encoder(VisionEncoderConfig(arguments=swin, output_stages=[2, 3, 4]))
+    sum(level.sum() for level in encoder(torch.randn(1, 3, 64, 64))).backward()
+    assert len(encoder.backbone.layers) == 3 and all(p.grad is not None for p in encoder.parameters())

@@ -66,7 +66,7 @@ class LtsConfig(RisConfig):
     use_segmentation: bool = True
     segmentation_dim: int = 256
     aspp_rates: list[int] | tuple[int, ...] = (6, 12, 18)
-    locating_loss_weight: float = 0.1
+    locating_loss_weight: float | int = 0.1
     loss_reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self, **kwargs):

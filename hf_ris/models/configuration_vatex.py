@@ -43,7 +43,8 @@ class VatexConfig(RisConfig):
         mcc_loss: Eq. 6 (`triplet`), or InfoNCE over the expressions of all processes.
         mcc_temperature: of InfoNCE; Eq. 6 has none.
         loss_weights: of the losses class, mask (binary cross-entropy), dice and mcc.
-        loss_points: pixels that mask and dice losses look at, in each mask.
+        loss_points: places in each mask that the mask and dice losses look at, 12,544 in the published program; None is
+            every pixel of the logits, as in the paper.
         early_fusion: words and pixels meet at every level before the decoder too, and the words forget it.
         pixel_encoder_layers: of multi-scale deformable attention between encoder and CMD (6 in the program).
         prior_norm: normalise the similarities (Eq. 1).
@@ -80,7 +81,7 @@ class VatexConfig(RisConfig):
     mcc_loss: Literal["triplet", "info_nce"] = "triplet"
     mcc_temperature: float | int = 0.07
     loss_weights: list[float | int] | tuple[float | int, ...] = (2.0, 5.0, 5.0, 2.0)
-    loss_points: int = 12_544
+    loss_points: int | None = None
     early_fusion: bool = False
     pixel_encoder_layers: int = 0
     prior_norm: bool = True
@@ -98,8 +99,9 @@ class VatexConfig(RisConfig):
         self.loss_weights = list(self.loss_weights)
         super().__post_init__(**kwargs)
         for name in "clip_image_size hidden_dim num_heads ffn_dim decoder_layers num_queries loss_points".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"VatexConfig: {name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"VatexConfig: {name} must be at least 1, got {value}.")
         vision = self.vision_config
         if not vision.name.startswith(self.vision_families) or list(vision.output_stages) != [2, 3, 4, 5]:
             raise ValueError(

@@ -18,6 +18,7 @@ class VatexVideoConfig(VatexConfig):
     by frame.
 
     Args:
+        loss_points: in each frame; as in the published program, since all pixels of all frames are too many.
         window_frames: frames that the model sees at once when it answers; a longer video goes in windows, see the head
             of `modeling_vatex_video.py`. In training a clip is always seen at once.
         prior_frames: CLIP looks at so many frames, evenly spaced; None is all.
@@ -32,6 +33,7 @@ class VatexVideoConfig(VatexConfig):
     vision_families: ClassVar[tuple[str, ...]] = ("swin3d_", "swin_", "resnet")
     vision_names: ClassVar[str] = "torchvision's swin3d_* or a timm swin_* or resnet* name"
 
+    loss_points: int = 12_544
     window_frames: int = 8
     prior_frames: int | None = None
     temporal_shift: float | int = 0.0

@@ -26,6 +26,7 @@ class VltConfig(RisConfig):
             paper prints no vocabulary; the default only sizes a model built without a tokenizer.
         embedding_dim: of a word of that table (GloVe's 300).
         hidden_size: of the GRU, whose directions are summed.
+        gru_dropout: of the vectors that the GRU reads; the published configuration's.
         text_config: BERT (without pooler), for `text_encoder="bert"`. A dict overrides single fields.
         text_pretrained: Hub name or folder of the BERT weights that `from_pretrained_encoders` loads.
         fusion_stage: the one of `vision_config.output_stages` whose size the fused features and the queries' maps have.
@@ -55,6 +56,7 @@ class VltConfig(RisConfig):
     vocab_size: int = 10_000
     embedding_dim: int = 300
     hidden_size: int = 1024
+    gru_dropout: float | int = 0.1
     text_config: BertConfig | dict | None = None
     text_pretrained: str = "bert-base-uncased"
     fusion_stage: int = 4
@@ -93,8 +95,9 @@ class VltConfig(RisConfig):
                 "VltConfig: hidden_dim must be a multiple of num_heads, and of 4 (sine and cosine of y and x), got "
                 f"{self.hidden_dim} with {self.num_heads} heads."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"VltConfig: dropout must lie in [0, 1), got {self.dropout}.")
+        for name in ("dropout", "gru_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"VltConfig: {name} must lie in [0, 1), got {getattr(self, name)}.")
         stages = list(self.vision_config.output_stages)
         if len(stages) < 2 or self.fusion_stage not in stages:
             raise ValueError(

@@ -28,6 +28,7 @@ Deviations and readings:
 - Sides of the input are multiples of 32. Batch norm of the sentence needs two expressions in a training batch.
 - With EAVL's aligner (`aligner=True`; EAVL, Table V) kernels made from queries replace the sentence's. The queries read
   C3, C4, the pooled C5 and the words, without a global vision feature, and fix the size of the input.
+- Masks are enlarged as probabilities, bicubically, as in the published evaluation.
 - Logits are at stride 4. The row of the paper's ablation without the contrastive loss describes no other head and is
   not built.
 """

@@ -27,6 +27,7 @@ Deviations and readings
   could be background. Eq. 12 convolves F_p, whose size and width it needs, not F_s. Eq. 13: no residual, no norm.
 - Eq. 14 sums logits, at stride 4. "Equal weight" is 1 / N_q. The loss is the mean binary cross-entropy at that stride,
   against the share of each cell that the mask covers.
+- Masks are enlarged as probabilities; the paper says nothing of it (`enlarges` of the processor).
 - Table III's fixed kernel is a 3x3 convolution on F_p.
 - Any number of levels of at least three can be fused, at the size of any (`fusion_stage`): the steps of Eq. 3 go on.
 """

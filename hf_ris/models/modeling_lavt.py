@@ -17,6 +17,8 @@ Deviations and readings:
 - Swin pads its map before it rolls it and never shrinks its window (`vision_encoders.py`); padded positions are not
   masked. Inputs whose sides 4 does not divide are zero-padded right and below.
 - Bilinear interpolation has align_corners=True, in the decoder and from stride 4 to the input size.
+- Masks are enlarged as probabilities. The published program enlarges both scores and takes the greater; that is
+  `enlarges="logits"` of the processor.
 - The gate of stage 4 has no successor. Its parameters exist, as in published checkpoints; it is not computed.
 - By instance norm and softmax, the biases of the query, key, value and output projections of the attention have no
   effect; they are kept for parameter equality.

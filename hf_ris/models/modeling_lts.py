@@ -22,6 +22,7 @@ Deviations and readings
 - ASPP has DeepLabv3's form: a 1x1 branch, three 3x3 branches, global pooling. Rates 6, 12, 18 (the paper gives none):
   on a map of 52x52 the larger rates that DeepLab uses at stride 8 mostly meet the border. The deconvolution (4x4,
   stride 2) halves the channels and a 1x1 convolution gives the mask.
+- Masks are enlarged as probabilities and then cut at 0.25 (section 3.4).
 - Eq. 11 and 12 lack the minus sign of a cross-entropy. Targets are down-sampled by area averaging.
 """
 

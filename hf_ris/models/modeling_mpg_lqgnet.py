@@ -30,6 +30,7 @@ Deviations and readings
   (`prior_residual`), though the text names those of the feed-forward network only, whose width, 2,048, is ours. The
   queries do not attend to each other.
 - The last layer ends at its scores: nothing reads the queries that it would refine (1.18M parameters).
+- Masks are enlarged as probabilities; the paper says nothing of it (`enlarges` of the processor).
 - The coordinate map holds x and y of the cell centres in [-1, 1].
 - Bilinear resizing has align_corners=True, LAVT's. The loss is taken at the input size, of the priors too.
 - Tile and concatenate (Table 2): ReLU(W[V; mean word]); the mean leaves padding out.

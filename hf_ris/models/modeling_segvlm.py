@@ -19,8 +19,10 @@ Deviations and readings:
   upsampling: x of Eq. 1 is that upsampled map U(x) of Eq. 3, so that both branches of the sum are at stride 4. It keeps
   that convolution's batch norm and ReLU, which the equations do not name, before the channels are weighed.
 - The residual branch is a 1x1 convolution with neither norm nor activation.
-- Section 4.2 initialises all convolutions by Kaiming's method, which torch does by itself; those that give the offsets
-  start at zero instead, so that the block starts as its ordinary twin.
+- Section 4.2 initialises all convolutions by Kaiming's method: normal, of He et al.'s standard deviation for a ReLU, in
+  everything but CLIP. Those that give the offsets start at zero instead, so that the block starts as its ordinary twin.
+- Labels become the logits' size by area shares; CRIS's nearest pixel lies up to three quarters of a cell aside.
+- Masks are enlarged as probabilities, bicubically, as CRIS's.
 - Eq. 4, 5 and 8 sum over pixels, which would drown the Dice term: cross-entropy and focal loss are means over pixels,
   Dice is taken for each expression.
 - The paper publishes no lambda, alpha, gamma, epsilon and squeeze ratio: 1, 1 and 1, 0.25, 2, 1 (pixel) and 16 are
@@ -149,10 +151,21 @@ class SegvlmForReferringSegmentation(CrisForReferringSegmentation):
     config_class = SegvlmConfig
     projector_class = MultimodalProjector
 
+    def __init__(self, config: SegvlmConfig):
+        super().__init__(config)
+        own = [
+            part for name, part in self.named_children() if name not in ("vision_encoder", "text_encoder", "refinement")
+        ]
+        for module in (module for part in own for module in part.modules()):
+            if isinstance(module, nn.Conv2d) and not isinstance(module, OffsetConv):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
     def compute_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (N, h, w), labels of any size -> the RAF loss (Eq. 8), and its terms by name, unweighted."""
         config = self.config
-        logits, labels = self.at_loss_size(logits, labels, mode="nearest")
+        logits, labels = self.at_loss_size(logits, labels)
         weights = {
             "cross_entropy": config.cross_entropy_weight,
             "focal": config.focal_weight,

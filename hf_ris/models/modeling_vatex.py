@@ -34,6 +34,9 @@ Deviations and readings:
   are used (the mask head, the deformable pixel encoder); a test holds the rest against it.
 - An image's answer does not depend on how the batch is padded: neither does any pixel read padding, nor do positions
   count it. Sides are padded to multiples of the coarsest stride first.
+- Mask and Dice losses, and so the matching, look at every pixel of the logits, whose labels are read bilinearly; the
+  published program's are means over 12,544 points, most of them uncertain (`loss_points`).
+- Masks are enlarged as logits, bilinearly, and cut at 0, as in the published program.
 - Video: `modeling_vatex_video.py`.
 """
 
@@ -619,7 +622,7 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
             if last and self.config.loss_size == "full":
                 points = pixel_centres(labels) * extent[:, None]
             else:
-                points = uncertain_points(mask[:, 0], self.config.loss_points, extent)
+                points = self.places(mask, extent, uncertain=True)
             logits = point_sample(mask, points)[:, 0]
             targets = point_sample(labels, points * to_labels[:, None])[:, 0]
             losses["class"] = losses["class"] + self.class_loss(classes, chosen)
@@ -627,11 +630,20 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
             losses["dice"] = losses["dice"] + dice_loss(logits, targets).mean()
         return losses
 
+    def places(self, masks: Tensor, extent: Tensor, uncertain: bool = False) -> Tensor:
+        """Points (N, P, 2) of masks (N, K, h, w): every pixel, or random ones, `uncertain` ones of a single mask."""
+        count = self.config.loss_points
+        if count is None:
+            return pixel_centres(masks) * extent[:, None]
+        if uncertain:
+            return uncertain_points(masks[:, 0], count, extent)
+        return torch.rand(len(masks), count, 2, device=masks.device) * extent[:, None]
+
     @torch.no_grad()
     def match(self, classes: Tensor, masks: Tensor, labels: Tensor, extent: Tensor, to_labels: Tensor) -> Tensor:
-        """The query (N,) that costs least: by its probability and, at random points, by its mask."""
+        """The query (N,) that costs least: by its probability and, at `places`, by its mask."""
         class_weight, mask_weight, dice_weight, _ = self.config.loss_weights
-        points = torch.rand(len(masks), self.config.loss_points, 2, device=masks.device) * extent[:, None]
+        points = self.places(masks, extent)
         logits = point_sample(masks, points)
         targets = point_sample(labels, points * to_labels[:, None]).expand_as(logits)
         if self.config.class_loss == "softmax":

@@ -32,6 +32,7 @@ Deviations and readings:
   the transformer reads, so that they are in its values too: what is to be drawn from a response must be in it.
 - With `query_positions` (the default is False) each query has a learned position. The queries are means of the words,
   so a short expression gives almost the same 16 times; with positions each can look at another part of the object.
+- Masks are enlarged as probabilities, bilinearly, and cut at 0.35, as in the published evaluation.
 - Left out of the journal version: spatial dynamic fusion and masked contrastive learning. Its Swin-B and BERT are here.
 - With the aligner (EAVL, Table V), kernels made from the queries replace the mask decoder's last convolution; query
   balance stays.
@@ -126,7 +127,9 @@ class VltForReferringSegmentation(RisPreTrainedModel):
         super().__init__(config)
         self.vision_encoder = build_vision_encoder(config.vision_config, finest=config.refinement)
         if config.text_encoder == "gru":
-            self.text_encoder = BiGru(config.vocab_size, config.embedding_dim, config.hidden_size, combine="sum")
+            self.text_encoder = BiGru(
+                config.vocab_size, config.embedding_dim, config.hidden_size, "sum", config.gru_dropout
+            )
             text_dim = self.text_encoder.channels
         else:
             self.text_encoder = BertModel(config.text_config, add_pooling_layer=False)

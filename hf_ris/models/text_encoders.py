@@ -102,17 +102,21 @@ class BiGru(nn.Module):
         vocab_size, embedding_dim: of the word table (row 0 is padding).
         hidden_size: of one direction.
         combine: `concat` gives 2 * hidden_size channels (Eq. 4), `sum` gives hidden_size (VLT).
+        dropout: of the words' vectors, in training.
     """
 
     max_length = None  # reads any number of words
     config = None  # its sizes are fields of the architecture's
 
-    def __init__(self, vocab_size: int, embedding_dim: int, hidden_size: int, combine: str = "concat"):
+    def __init__(
+        self, vocab_size: int, embedding_dim: int, hidden_size: int, combine: str = "concat", dropout: float = 0.0
+    ):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
         self.forward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
         self.backward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
         self.combine = combine
+        self.dropout = nn.Dropout(dropout)
         self.channels = hidden_size * (2 if combine == "concat" else 1)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -124,7 +128,7 @@ class BiGru(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding; mean (N, C)."""
         mask = attention_mask.to(self.embedding.weight.dtype)[..., None]
-        words = self.embedding(input_ids) * mask
+        words = self.dropout(self.embedding(input_ids)) * mask
         reverse = reversed_positions(attention_mask)[..., None]
         forward = self.forward_gru(words)[0]
         backward = self.backward_gru(words.gather(1, reverse.expand(-1, -1, words.shape[-1])))[0]

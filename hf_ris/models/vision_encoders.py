@@ -251,6 +251,7 @@ class SwinEncoder(VisionEncoder):
             **(config.arguments or {}),
         )
         del self.backbone.norm  # the classifier's norm: a pyramid has one per level
+        self.backbone.layers = self.backbone.layers[: max(config.output_stages) - 1]  # the rest would get no gradient
         for module in self.backbone.modules():
             if isinstance(module, SwinTransformerBlock):
                 module.__class__ = PadFirstSwinBlock  # same state, other `_attn`
@@ -302,7 +303,7 @@ class SwinEncoder(VisionEncoder):
             raise ValueError(f"No public weights fit {self.config.name} with arguments={arguments}.")
         # timm itself resizes the relative-position tables to another window
         state = _pretrained_state_dict(self.timm_name(), num_classes=0, always_partition=True, **arguments)
-        self.backbone.load_state_dict({key: value for key, value in state.items() if not key.startswith("norm.")})
+        self.backbone.load_state_dict({key: state[key] for key in self.backbone.state_dict()})
 
 
 def build_vision_encoder(config: VisionEncoderConfig, finest: int | None = None) -> VisionEncoder:

@@ -59,12 +59,36 @@ class References:
         return {**row, "expressions": [said for said in row["expressions"] if said["ref_id"] == ref]}
 
 
-class ReferenceRows(TrainingRows):
-    """`TrainingRows` over `References`, each of which has an expression by construction: nothing to read beforehand."""
+class Expressions:
+    """A view of a data set: one row per expression, with its image."""
 
-    def __init__(self, dataset: Dataset, max_expressions: int | None, seed: int, augment: list[str]):
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+        counts = pc.list_value_length(dataset.select_columns(["expressions"]).with_format("arrow")[:]["expressions"])
+        self.keys = [(position, index) for position, count in enumerate(counts.to_pylist()) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position, number = self.keys[index]
+        row = read_row(self.dataset, position)
+        return {**row, "expressions": row["expressions"][number : number + 1]}
+
+
+class UnitRows(TrainingRows):
+    """`TrainingRows` over a view, each of whose rows has an expression by construction: nothing to read beforehand."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        view: type[References] | type[Expressions],
+        max_expressions: int | None,
+        seed: int,
+        augment: list[str],
+    ):
         super().__init__(dataset, max_expressions, seed, augment)
-        self.dataset = References(dataset)
+        self.dataset = view(dataset)
         self.positions = range(len(self.dataset))
 
 
@@ -86,8 +110,9 @@ def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | V
         return dataset, rows, validation
     if recipe.clip_frames is not None:
         raise ValueError(f"data.clip_frames is for videos, but {recipe.name} holds images.")
-    if recipe.unit == "reference":
-        return dataset, ReferenceRows(dataset, recipe.max_expressions, seed, recipe.augment), validation
+    if recipe.unit != "image":
+        view = References if recipe.unit == "reference" else Expressions
+        return dataset, UnitRows(dataset, view, recipe.max_expressions, seed, recipe.augment), validation
     rows = TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
     return dataset, rows, validation
 

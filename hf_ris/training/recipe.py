@@ -79,7 +79,8 @@ class DataRecipe:
     validation_fraction: share of the training images that is set apart to validate on, where there is no validation
         split; whole photos, the same ones in every run. 0 reads `validation_split`.
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
-        every `reference` (an image with the expressions of one referred object), as the papers count.
+        every `reference` (an image with the expressions of one referred object), or every `expression`, as a paper
+        counts.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
     augment: of "flip" and "color".
     """
@@ -93,7 +94,7 @@ class DataRecipe:
     image_size: int | None = None
     clip_frames: int | None = None
     clip_sampling: Literal["random", "spread"] = "random"
-    unit: Literal["image", "reference"] = "image"
+    unit: Literal["image", "reference", "expression"] = "image"
     max_expressions: int | None = None
     triplets: bool = False
     augment: list[str] = field(default_factory=list)
@@ -238,7 +239,7 @@ class Recipe:
             raise ValueError("schedule.milestones must list the epochs of the steps (or fractions), got none.")
         if self.data.triplets and (self.data.max_expressions or 3) < 3:
             raise ValueError(f"data.triplets needs max_expressions of at least 3, got {self.data.max_expressions}.")
-        if self.data.triplets and self.data.unit == "reference":
+        if self.data.triplets and self.data.unit != "image":
             raise ValueError("data.triplets needs the expressions of several objects: data.unit must be image.")
         if self.processor.tokenizer in ("vocabulary", "pretrained") and self.processor.path is None:
             raise ValueError(f"processor.path must say which {self.processor.tokenizer} to read.")
