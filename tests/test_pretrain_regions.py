@@ -30,7 +30,7 @@ DATA = "data={name: refscenes, size: 12, image_size: 64, validation_size: 4}"
 
 def test_regions_are_the_described_objects_and_captions_what_is_said_of_them():
     scenes = load_refscenes("refscenes", "train", 4, image_size=64)
-    rows = SceneRegions(scenes, 64, seed=0, augment=False)
+    rows = SceneRegions(scenes, "refscenes", 64, seed=0, augment=False)
     for index, row in enumerate(scenes):
         regions, captions, truths = rows[0, index][3:]
         assert len(regions) == len(captions) == len(truths) > 1
@@ -44,7 +44,7 @@ def test_regions_are_the_described_objects_and_captions_what_is_said_of_them():
 
 def test_a_mirrored_scene_is_described_in_the_mirror():
     scenes = load_refscenes("refscenes", "train", 4, image_size=64)
-    rows = SceneRegions(scenes, 64, seed=0, augment=True)
+    rows = SceneRegions(scenes, "refscenes", 64, seed=0, augment=True)
     mirrored = [(epoch, index) for epoch in range(3) for index in range(4) if rows.mirrored((epoch, index))]
     assert 0 < len(mirrored) < 12
     moved = 0

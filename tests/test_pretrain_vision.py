@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from hf_ris.data import decode_mask
 from hf_ris.data.refscenes.scenes import load_refscenes
+from hf_ris.data.refscenes.shapes import CATEGORIES, COLOURS
 from hf_ris.training.build import build_model
-from hf_ris.training.pretraining.vision import ObjectRows
+from hf_ris.training.pretraining.run import Run
+from hf_ris.training.pretraining.vision import ObjectRows, objects_right
 from hf_ris.training.pretraining.vision import main as pretrain
 from hf_ris.training.recipe import load_recipe
 
@@ -31,7 +33,7 @@ def test_targets_are_the_objects_at_each_position():
     names = sorted({thing["category"] for row in scenes for thing in row["objects"]})
     rows = ObjectRows(scenes, names, 64, seed=0, augment=False)
     for index, row in enumerate(scenes):
-        _, categories, boxes = rows[0, index]
+        _, (categories,), boxes = rows[0, index]
         seen = torch.zeros(16, 16, dtype=torch.bool)
         for thing in row["objects"]:
             inside = torch.from_numpy(decode_mask(thing["mask"]))[2::4, 2::4]  # the positions' centres
@@ -41,6 +43,58 @@ def test_targets_are_the_objects_at_each_position():
             assert torch.allclose(boxes[:, inside], expected.expand(-1, int(inside.sum())))
             seen |= inside
         assert (categories[~seen] == 0).all()
+
+
+def test_refscenes_tells_colours_textures_and_sizes():
+    scenes = load_refscenes("refscenes", "val", 6, image_size=64)
+    rows = ObjectRows(scenes, CATEGORIES, 64, seed=0, augment=False, name="refscenes")
+    assert rows.counts == [len(CATEGORIES) + 1, 8, 4, 3]
+    for index, row in enumerate(scenes):
+        _, labels, _ = rows[0, index]
+        assert ((labels[1:] < 0) == (labels[0] == 0)).all()
+        for number, colour in enumerate(COLOURS):
+            for said in row["expressions"]:
+                if said["text"].startswith(f"{colour} ") and len(said["object_indices"]) == 1:
+                    thing = row["objects"][said["object_indices"][0]]
+                    inside = torch.from_numpy(decode_mask(thing["mask"]))[2::4, 2::4]
+                    assert (labels[1][inside] == number).all()
+
+
+def test_an_object_is_right_where_the_mean_of_its_positions_is():
+    labels = torch.tensor([[[[1, 1, 0, 2]], [[0, 0, -1, 1]]]])
+    boxes = torch.tensor([[[[0.1, 0.1, 0, 0.5]]]]).expand(1, 4, 1, 4)
+    scores = [torch.zeros(1, 3, 1, 4), torch.zeros(1, 2, 1, 4)]
+    scores[0][0, 1, 0, 0], scores[0][0, 2, 0, 1] = 2.0, 1.0  # one position says 1 louder than the other says 2
+    scores[0][0, 2, 0, 3] = 1.0
+    scores[1][0, 0, 0, :2] = 1.0  # of the second object, the colour is wrong
+    scores[1][0, 0, 0, 3] = 1.0
+    assert objects_right(scores, labels, boxes) == [True, False]
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    def arguments(folder, *more):
+        steps = ["--steps", "60", "--batch-size", "4", "--save-every", "20", "--evaluate-every", "100"]
+        return ["--recipe", str(LAVT), "--out", str(tmp_path / folder), *steps, *more, *TINY]
+
+    pretrain(arguments("whole"))
+    step = Run.step
+
+    def killed(run, *losses, **shown):
+        if run.steps == 50:
+            raise KeyboardInterrupt
+        step(run, *losses, **shown)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "step", killed)
+        pretrain(arguments("killed"))
+    assert (tmp_path / "killed" / "checkpoint.pt").is_file()
+    with pytest.raises(SystemExit):  # of another run
+        pretrain([*arguments("killed", "--resume"), "training.seed=1"])
+    pretrain(arguments("killed", "--resume"))
+    whole, resumed = (load_file(tmp_path / name / "vision_encoder.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "killed" / "log.jsonl").read_text()
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
 
 
 def test_mirrored_rows_are_mirrored_whole():
@@ -54,7 +108,7 @@ def test_mirrored_rows_are_mirrored_whole():
             continue
         changed += 1
         assert torch.equal(one[0].flip(-1), other[0]) and torch.equal(one[1].flip(-1), other[1])
-        inside = other[1] > 0
+        inside = other[1][0] > 0
         x0, y0, x1, y1 = one[2].flip(-1)
         assert torch.allclose(other[2][:, inside], torch.stack([1 - x1, y0, 1 - x0, y1])[:, inside])
     assert 0 < changed < 4

@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from ..schema import FEATURES, decode_mask, target_rle
-from .layout import FIELD, MAX_OBJECTS, Item, Stream, is_held_out, lay_out
+from .layout import FIELD, MAX_OBJECTS, Item, Look, Stream, is_held_out, lay_out
 from .sentences import VOCABULARY, Seen, expressions
 from .shapes import BODY, CATEGORIES, COLOURS, sprite, texture, tones
 
@@ -203,11 +203,8 @@ class RefScenes:
         self.family = "phrases" if name == "phrasescenes" else "references"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < 10_000_000:
-            raise IndexError(f"scene {index} of RefScenes: an index lies in [0, 10000000)")
-        compositional = self.split == "test_compositional"
-        key = (VERSION, self.family, self.split, index)
-        items, plan = lay_out(Stream(*key, "layout"), compositional, twins=16 if self.family == "phrases" else 5)
+        compositional, key = self.split == "test_compositional", self._key(index)
+        items, plan = self._lay_out(index)
         encoded = encode_owners(plan, len(items))
         boxes = coco_mask.toBbox(encoded).tolist()
         seen = _look(items, plan, boxes)
@@ -246,6 +243,19 @@ class RefScenes:
                 for j, (text, targets) in enumerate(said)
             ],
         }
+
+    def looks(self, index: int) -> list[Look]:
+        """Category, colour, texture and size of each of a row's `objects`, in their order; no picture is drawn."""
+        return [item.look for item in self._lay_out(index)[0]]
+
+    def _key(self, index: int) -> tuple[str, str, str, int]:
+        if not 0 <= index < 10_000_000:
+            raise IndexError(f"scene {index} of RefScenes: an index lies in [0, 10000000)")
+        return VERSION, self.family, self.split, index
+
+    def _lay_out(self, index: int) -> tuple[list[Item], np.ndarray]:
+        compositional, twins = self.split == "test_compositional", 16 if self.family == "phrases" else 5
+        return lay_out(Stream(*self._key(index), "layout"), compositional, twins)
 
 
 def _rows(name: str, split: str, size: int, image_size: int) -> Iterator[dict[str, Any]]:

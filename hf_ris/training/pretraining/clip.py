@@ -35,7 +35,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from hf_ris.data import load_split
 from hf_ris.data.refscenes.scenes import CATEGORIES
@@ -211,26 +210,28 @@ def pretrain(options: argparse.Namespace) -> None:
     decayed = {name for name, p in parameters.items() if p.ndim > 1 and "positional_embedding" not in name}
     crops = ObjectCrops(train, image_processor, seed, augment=True)
     validation = ObjectCrops(val, image_processor, seed, augment=False)
-    order = StepBatches(len(crops), options.batch_size, seed, 0, options.steps)
-    loader = torch.utils.data.DataLoader(
-        crops, batch_sampler=order, num_workers=options.workers, collate_fn=crops.collate
-    )
     contrast = open_clip.ClipLoss()
     work = Run(
         options,
+        seed,
+        [clip.model],
         [p for name, p in parameters.items() if name in decayed],
         [p for name, p in parameters.items() if name not in decayed],
         warmup_steps=100,
         log_every=50,
         measure=lambda: measure(clip, validation),
     )
-    for pixels, captions, _ in tqdm(loader, unit="step"):
+    order = StepBatches(len(crops), options.batch_size, seed, work.steps, options.steps)
+    loader = torch.utils.data.DataLoader(
+        crops, batch_sampler=order, num_workers=options.workers, collate_fn=crops.collate
+    )
+    for pixels, captions, _ in work.seeded(loader):
         image, text = clip.features(pixels, captions, options.bf16)
         work.step(contrast(image, text, clip.model.logit_scale.exp()))
         with torch.no_grad():
             clip.model.logit_scale.clamp_(0, math.log(100))  # as CLIP was trained
     clip.save(options.out, image_processor.image_mean, image_processor.image_std)
-    work.write(seed, scenes=options.scenes)
+    work.write(scenes=options.scenes)
 
 
 def main(arguments: list[str] | None = None) -> None:

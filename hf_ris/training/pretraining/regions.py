@@ -43,7 +43,6 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 from transformers import AutoModelForImageSegmentation, AutoTokenizer
 
 from hf_ris.data import load_split
@@ -58,7 +57,13 @@ from hf_ris.training.build import build_config, build_tokenizer
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.pretraining.clip import TinyClip, looks, prompt
 from hf_ris.training.pretraining.run import Run, by_dimensions, options_parser, run
-from hf_ris.training.pretraining.vision import DenseHeads, ObjectRows, dense_loss, save_vision_encoder
+from hf_ris.training.pretraining.vision import (
+    DenseHeads,
+    ObjectRows,
+    dense_loss,
+    label_counts,
+    save_vision_encoder,
+)
 from hf_ris.training.recipe import load_recipe
 
 
@@ -67,8 +72,8 @@ class SceneRegions(ObjectRows):
     K captions and K (colour, category). Training draws the captions, by the key; validation takes the first.
     """
 
-    def __init__(self, dataset: Dataset, image_size: int, seed: int, augment: bool, of_clip: bool = True):
-        super().__init__(dataset, list(CATEGORIES), image_size, seed, augment)
+    def __init__(self, dataset: Dataset, name: str, image_size: int, seed: int, augment: bool, of_clip: bool = True):
+        super().__init__(dataset, CATEGORIES, image_size, seed, augment, name)
         if of_clip:  # whose pixels are normalised otherwise
             self.image_processor = RisImageProcessor(
                 image_size=image_size,
@@ -94,10 +99,10 @@ class SceneRegions(ObjectRows):
 
     @staticmethod
     def collate(items: list) -> tuple:
-        """-> pixels, categories, boxes (B, ...), regions (N, ...), the scene (N,) of each, N captions, N truths."""
-        pixels, categories, boxes, regions, captions, truths = zip(*items)
+        """-> pixels, labels, boxes (B, ...), regions (N, ...), the scene (N,) of each, N captions, N truths."""
+        pixels, labels, boxes, regions, captions, truths = zip(*items)
         scene = torch.arange(len(items)).repeat_interleave(torch.tensor([len(region) for region in regions]))
-        batch = [torch.stack(column) for column in (pixels, categories, boxes)]
+        batch = [torch.stack(column) for column in (pixels, labels, boxes)]
         return *batch, torch.cat(regions), scene, sum(captions, []), sum(truths, [])
 
 
@@ -110,7 +115,7 @@ def region_features(joint: Tensor, regions: Tensor, scene: Tensor) -> Tensor:
 class SceneClip(nn.Module):
     """A pretrained folder's two towers, the image tower seen as the models see it, and heads for a ResNet's levels."""
 
-    def __init__(self, config, folder: Path):
+    def __init__(self, config, folder: Path, counts: list[int]):
         super().__init__()
         self.clip = TinyClip(config, AutoTokenizer.from_pretrained(folder))
         try:
@@ -122,7 +127,7 @@ class SceneClip(nn.Module):
         self.text_tower.visual.requires_grad_(False)  # its twin in `encoder` learns, and is written back at the end
         self.logit_scale = self.text_tower.logit_scale
         dense = isinstance(self.encoder, ClipResNet)
-        self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES)) if dense else None
+        self.heads = DenseHeads(self.encoder.channels, counts) if dense else None
 
     def joint(self, pixels: Tensor, side: int) -> tuple[Tensor, list[Tensor]]:
         """(B, 3, S, S) -> the map in CLIP's joint space (B, E, h, w), and what the heads answer at side x side."""
@@ -178,10 +183,10 @@ class SceneVision(nn.Module):
     The joint map is the sum of the levels, each through a 1x1 convolution, at the size of the finest.
     """
 
-    def __init__(self, config, text: FrozenText | GruText):
+    def __init__(self, config, text: FrozenText | GruText, counts: list[int]):
         super().__init__()
         self.text, self.encoder = text, build_vision_encoder(config)
-        self.heads = DenseHeads(self.encoder.channels, len(CATEGORIES))
+        self.heads = DenseHeads(self.encoder.channels, counts)
         self.projections = nn.ModuleList(nn.Conv2d(channels, text.width, 1) for channels in self.encoder.channels)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's own start
 
@@ -218,22 +223,24 @@ def measure(model: SceneClip | SceneVision, rows: SceneRegions) -> float:
     return sum(right) / len(right)
 
 
-def scene_model(architecture: str, config, tokenizer, options: argparse.Namespace) -> SceneClip | SceneVision:
-    """What `options` say is to learn."""
+def scene_model(
+    architecture: str, config, tokenizer, options: argparse.Namespace, counts: list[int]
+) -> SceneClip | SceneVision:
+    """What `options` say is to learn; counts: values of the labels that its heads tell."""
     if options.clip is None:
         kind = AutoModelForImageSegmentation.from_config(config)
         encoder = getattr(kind, "text_encoder", None)
         if options.frozen_clip or not isinstance(encoder, BiGru):
             raise ValueError(f"--clip: {architecture} has no Bi-GRU that could learn in its place; name a folder.")
-        return SceneVision(config.vision_config, GruText(encoder, tokenizer))
+        return SceneVision(config.vision_config, GruText(encoder, tokenizer), counts)
     if "clip_config" not in config.sub_configs:
         raise ValueError(f"--clip: {architecture} has no CLIP: no model.clip_config.")
-    clip = SceneClip(config.clip_config, options.clip)
+    clip = SceneClip(config.clip_config, options.clip, counts)
     if not options.frozen_clip:
         return clip
     if "vision_config" not in config.sub_configs:
         raise ValueError(f"--frozen-clip: {architecture} has no vision encoder beside its CLIP.")
-    return SceneVision(config.vision_config, FrozenText(clip))
+    return SceneVision(config.vision_config, FrozenText(clip), counts)
 
 
 def pretrain(options: argparse.Namespace) -> None:
@@ -249,16 +256,19 @@ def pretrain(options: argparse.Namespace) -> None:
     else:
         tokenizer = AutoTokenizer.from_pretrained(options.clip)
     config = build_config(recipe, words=len(tokenizer))
-    model = scene_model(recipe.architecture, config, tokenizer, options).to(memory_format=torch.channels_last)
+    model = scene_model(recipe.architecture, config, tokenizer, options, label_counts(CATEGORIES, data.name))
+    model.to(memory_format=torch.channels_last)
     train = load_split(data.name, data.split, options.scenes, data.image_size)
     val = load_split(data.name, data.validation_split, data.validation_size, data.image_size)
     of_clip = isinstance(model, SceneClip)
     sizes = options.sizes or [recipe.model.get("clip_image_size", config.image_size) if of_clip else config.image_size]
-    rows_of = [SceneRegions(train, size, seed, augment=True, of_clip=of_clip) for size in sizes]
-    validations = [SceneRegions(val, size, seed, augment=False, of_clip=of_clip) for size in sizes]
+    rows_of = [SceneRegions(train, data.name, size, seed, augment=True, of_clip=of_clip) for size in sizes]
+    validations = [SceneRegions(val, data.name, size, seed, augment=False, of_clip=of_clip) for size in sizes]
     parameters = by_dimensions([parameter for parameter in model.parameters() if parameter.requires_grad])
     work = Run(
         options,
+        seed,
+        [model],
         *parameters,
         warmup_steps=100,
         log_every=50,
@@ -266,17 +276,17 @@ def pretrain(options: argparse.Namespace) -> None:
             f"region_retrieval_accuracy_at_{size}": measure(model, rows) for size, rows in zip(sizes, validations)
         },
     )
-    order = StepBatches(len(train), options.batch_size, seed, 0, options.steps)
+    order = StepBatches(len(train), options.batch_size, seed, work.steps, options.steps)
     contrast = open_clip.ClipLoss()
-    for step, keys in enumerate(tqdm(order, unit="step")):
+    for step, keys in enumerate(work.seeded(order), work.steps):
         rows = rows_of[step % len(sizes)]
-        pixels, categories, boxes, regions, scene, captions, _ = rows.collate([rows[key] for key in keys])
+        pixels, labels, boxes, regions, scene, captions, _ = rows.collate([rows[key] for key in keys])
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             joint, answers = model.joint(pixels.contiguous(memory_format=torch.channels_last), rows.side)
             texts = model.sentences(captions)
         loss = contrast(region_features(joint, regions, scene), texts, model.logit_scale.exp())
         if answers:
-            total, *levels = [dense_loss(answer, categories, boxes) for answer in answers]
+            total, *levels = [dense_loss(answer, labels, boxes, rows.counts) for answer in answers]
             loss = loss + total + sum(levels) / len(levels)
         work.step(loss)
         with torch.no_grad():
@@ -285,7 +295,7 @@ def pretrain(options: argparse.Namespace) -> None:
     told = {"scenes": options.scenes, "sizes": sizes, "frozen_clip": options.frozen_clip}
     if options.clip is not None:
         told["after"] = json.loads((options.clip / "pretraining.json").read_text())
-    work.write(seed, **told)
+    work.write(**told)
 
 
 def main(arguments: list[str] | None = None) -> None:

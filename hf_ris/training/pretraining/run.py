@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hf_ris.environment import git_revision, hardware, versions
+from hf_ris.training.order import seed_of
 
 
 def options_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -26,8 +27,10 @@ def options_parser(description: str, **defaults: Any) -> argparse.ArgumentParser
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--evaluate-every", type=int, help="steps")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="so often, what --resume goes on from")
+    parser.add_argument("--resume", action="store_true", help="go on from what a run with --save-every left in --out")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**{"save_every": 500} | defaults)
     return parser
 
 
@@ -42,15 +45,21 @@ def run(pretrain: Callable[[argparse.Namespace], None], parser: argparse.Argumen
 class Run:
     """Steps of AdamW with a warm-up and a cosine, and what they leave in the folder `options.out`.
 
+    With `options.resume` it begins where a run that was killed saved itself last, at step `steps`, and ends as that one
+    would have, if its data follow from the step alone. So does what else is random: every step is seeded.
+
     Args:
-        decayed, others: parameters with weight decay 0.05 and without.
-        log_every: steps whose mean loss is a line of the log.
+        seed: of the whole run.
+        modules: all that learns. decayed, others: their parameters with weight decay 0.05 and without.
+        log_every: steps whose mean loss is a line of the log; `options.save_every` is a multiple of it.
         measure: figures of the validation split, for every `options.evaluate_every`th line and the last.
     """
 
     def __init__(
         self,
         options: argparse.Namespace,
+        seed: int,
+        modules: list[nn.Module],
         decayed: list[Tensor],
         others: list[Tensor],
         warmup_steps: int,
@@ -61,7 +70,56 @@ class Run:
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
         options.out.mkdir(parents=True, exist_ok=True)
-        self.steps, self.losses, self.log, self.since = 0, [], [], time.perf_counter()
+        self.steps, self.losses, self.log, self.since, self.before = 0, [], [], time.perf_counter(), 0.0
+        self.modules, self.checkpoint = nn.ModuleList(modules), options.out / "checkpoint.pt"
+        if options.save_every % log_every:
+            raise ValueError(f"--save-every must be a multiple of {log_every}, got {options.save_every}.")
+        if options.resume:
+            self.load()
+        self.seed = seed
+
+    def load(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            ValueError: there is none, or it is of a run with other steps, batches or learning rate.
+        """
+        if not self.checkpoint.is_file():
+            raise ValueError(f"--resume: there is no {self.checkpoint}.")
+        saved = torch.load(self.checkpoint, weights_only=True)
+        if saved["arguments"] != self.arguments():
+            raise ValueError(f"--resume: {self.checkpoint} is of a run with {saved['arguments']}.")
+        self.modules.load_state_dict(saved["modules"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.steps, self.log, self.before = saved["steps"], saved["log"], saved["seconds"]
+
+    def save(self) -> None:
+        """Write the checkpoint; a kill meanwhile leaves the one before."""
+        saved = {
+            "arguments": self.arguments(),
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "log": self.log,
+            "seconds": self.seconds(),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(saved, partial)
+        partial.replace(self.checkpoint)
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            name: vars(self.options)[name] for name in ("steps", "batch_size", "learning_rate", "bf16", "overrides")
+        }
+
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.since
+
+    def seeded(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, with a bar; the random numbers that follow on each depend on the seed and the step alone."""
+        for batch in tqdm(batches, unit="step", initial=self.steps, total=self.options.steps):
+            torch.manual_seed(seed_of(self.seed, self.steps))
+            yield batch
 
     def step(self, loss: Tensor, shown: Tensor | None = None) -> None:
         """One step down `loss`; the log shows `shown`, where that is not the same."""
@@ -81,23 +139,25 @@ class Run:
             if self.steps % self.options.evaluate_every == 0 or last:
                 self.log[-1] |= self.measure()
                 tqdm.write(json.dumps(self.log[-1]), file=sys.stderr)
+        if self.steps % self.options.save_every == 0 and not last:
+            self.save()
 
-    def write(self, seed: int, **further: Any) -> None:
+    def write(self, **further: Any) -> None:
         """log.jsonl and pretraining.json: arguments, seconds, the last line of the log, versions and hardware."""
         (self.options.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in self.log))
-        names = ("steps", "batch_size", "learning_rate", "bf16", "overrides")
         told = {
             **further,
             "recipe": str(self.options.recipe),
-            **{name: vars(self.options)[name] for name in names},
-            "seed": seed,
-            "seconds": round(time.perf_counter() - self.since),
+            **self.arguments(),
+            "seed": self.seed,
+            "seconds": round(self.seconds()),
             **self.log[-1],
             "revision": git_revision(),
             "versions": versions(),
             "hardware": hardware(),
         }
         (self.options.out / "pretraining.json").write_text(json.dumps(told, indent=2) + "\n")
+        self.checkpoint.unlink(missing_ok=True)
 
 
 def by_dimensions(parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
