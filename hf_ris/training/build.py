@@ -192,6 +192,7 @@ def build_model(recipe: Recipe, dataset: Dataset):
         _load_clip(model, processor, recipe.initialize)
     if recipe.processor.add_words:
         add_words(model, processor, dataset)
+    processor.enlarges = processor.settings(model.config)["enlarges"]  # a checkpoint's config may be overridden
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor
@@ -294,7 +295,9 @@ def _load_part(model: torch.nn.Module, name: str, path: str | None, processor=No
     if processor is not None:
         _check_vocabulary(f"initialize.{name}", Path(path).parent, processor)
     try:
-        parts[name].load_state_dict(load_file(path))
+        state, own = load_file(path), parts[name].state_dict()
+        # an encoder that was pretrained with more levels than this model reads is this model's too
+        parts[name].load_state_dict({key: value for key, value in state.items() if key in own})
     except RuntimeError as error:
         fields = {"vision_encoder": "model.vision_config", "text_encoder": "the text fields of model"}[name]
         raise ValueError(f"initialize.{name}: {path} does not fit {fields}: {error}") from error
