@@ -15,7 +15,12 @@ cris, ...); numbers of different ones are not comparable. Results do not depend 
 expression counts once, by its id. `--control` measures what a benchmark gives away: `largest_object` answers with the
 largest object's mask (needs no model); `other_scene_expression` and `other_object_expression` give the model an
 expression of another scene, or of another object of the same image, and compare with the target of the right one.
-`--analyse DIR` adds plots of lengths and of the inside.
+`--analyse DIR` adds plots of lengths and of the inside. `--errors DIR` writes where the loss lies: right object or not,
+outline, empty masks, merged neighbours, by kind of expression, size and distractors; with `--compare` side by side.
+
+    hf-ris evaluate --model outputs/lts-refscenes/best --calibrate
+
+chooses the threshold with the best mIoU on the split `val` and writes it, with the curve, into the folder's processor.
 
 Of a set of videos, J, F and J&F are measured, of a video model or, frame by frame, of an image model, under the
 protocols youtube_vos (default) and davis; controls are `shuffled_frames`, `first_frame` and `other_object_expression`.
@@ -52,6 +57,7 @@ _OF_A_MODEL = {  # options that a file of predictions has no use for, and their 
     "output": None,
     "submission": None,
     "analyse": None,
+    "calibrate": False,
 }
 
 
@@ -60,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="a line per expression, masks as RLE")
     model = parser.add_argument_group("of a model")
     model.add_argument("--data", help="RefScenes flavour, folder or Hub id (default refscenes)")
-    model.add_argument("--split", help="(default test)")
+    model.add_argument("--split", help="(default test, of --calibrate val)")
     model.add_argument("--size", type=int, help="images taken (default: the whole split)")
     model.add_argument("--image-size", type=int, help="side of RefScenes images (default 128)")
     model.add_argument("--control", choices=tuple(dict.fromkeys(CONTROLS + VIDEO_CONTROLS)))
@@ -71,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--output", type=Path, metavar="FILE.jsonl", help="write the predictions here")
     model.add_argument("--submission", type=Path, metavar="FILE.zip", help="of videos: write the answers here")
     model.add_argument("--analyse", type=Path, metavar="DIR", help="write analyses and plots here")
+    model.add_argument("--calibrate", action="store_true", help="choose the threshold and write it into the folder")
     report = parser.add_argument_group("of the report")
     report.add_argument("--compare", type=Path, metavar="FILE.jsonl", help="another model's predictions, pair by pair")
     report.add_argument(
@@ -80,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument("--confidence", type=float, default=0.95, help="level of the intervals (default 0.95)")
     report.add_argument("--bootstrap-seed", type=int, default=0, help="seed of the resamples (default 0)")
     report.add_argument("--length-groups", type=int, default=4, help="groups by expression length (default 4)")
+    report.add_argument("--errors", type=Path, metavar="DIR", help="write where the loss lies here")
     report.add_argument("--result", type=Path, metavar="FILE.json", help="write the whole report here")
 
 
@@ -96,6 +104,8 @@ def check(options: argparse.Namespace) -> None:
             "--resamples and --length-groups are at least 1 and --confidence lies between 0 and 1, not "
             f"{options.resamples}, {options.length_groups} and {options.confidence}."
         )
+    if options.calibrate:
+        check_calibration(options)
     command.fill_in(options, _OF_A_MODEL)
     for name in ("batch_size", "max_expressions"):
         if vars(options)[name] < 1:
@@ -104,13 +114,55 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--size is at least 1, not {options.size}.")
 
 
+def check_calibration(options: argparse.Namespace) -> None:
+    """ValueError for what a choice of the threshold cannot take; its split is val."""
+    unused = "--calibrate only chooses the threshold"
+    command.refuse_unused(options, ["control", "output", "analyse", "compare", "protocols", "errors", "result"], unused)
+    if options.model is None or not Path(options.model, "processor_config.json").is_file():
+        raise ValueError(f"--calibrate writes into the folder of a saved model and processor; {options.model} is none.")
+    options.split = options.split or "val"
+    if options.split.startswith("test"):
+        raise ValueError(f"--calibrate: a threshold is not chosen on {options.split}; give --split val.")
+
+
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Print, and with --result write, the report; returns it in the main process, None in others."""
     check(options)
+    if options.calibrate:
+        return calibrate(options)
     report = report_on(options.predictions, options) if options.predictions else measure(options)
     if report is not None:
         show(report, options)
     return report
+
+
+def calibrate(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Write the best threshold and the curve into the processor's config; returns them in the main process."""
+    import torch
+    from accelerate import Accelerator
+
+    from hf_ris.data import load_split
+    from hf_ris.evaluation import calibration
+    from hf_ris.evaluation.answers import load_model
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
+    with command.loading(options.model):
+        model, processor = load_model(options.model)
+    model = model.to(accelerator.device)
+    with accelerator.main_process_first():
+        dataset = load_split(options.data, options.split, options.size, options.image_size)
+    limits = options.batch_size, options.max_expressions
+    values = calibration.curve(accelerator, model, processor, dataset, *limits, progress=accelerator.is_main_process)
+    told = {"data": options.data, "split": options.split, "images": len(dataset)}
+    result = calibration.chosen(values, told)
+    if accelerator.is_main_process:
+        for threshold, value in zip(result["thresholds"], result["mIoU"]):
+            print(f"{threshold:6.3f}  mIoU {100 * value:6.2f}{'  *' if threshold == result['threshold'] else ''}")
+        print(f"threshold {processor.threshold:g} -> {result['threshold']:g}, written into {options.model}")
+        processor.threshold, processor.calibration = result["threshold"], result
+        processor.save_pretrained(options.model)
+    accelerator.end_training()
+    return result if accelerator.is_main_process else None
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -238,6 +290,12 @@ def facts(options: argparse.Namespace, processes: int, seconds: float) -> dict[s
 def report_on(predictions: Path, options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
     from hf_ris.evaluation.report import evaluate_predictions
 
+    if options.errors is not None:
+        from hf_ris.evaluation.errors import write_errors
+
+        files = [predictions, *([options.compare] if options.compare else [])]
+        names = [name or str(predictions), *map(str, files[1:])]
+        print(write_errors(files, names, options.errors), end="\n\n")
     return evaluate_predictions(
         predictions,
         options.protocols,

@@ -40,6 +40,13 @@ _NEGATION = _words(
     r"(?:except|excluding|other than|rather than|instead of)",
 )
 
+_RELATION = re.compile(
+    r"\b(?:(?:left|right|front|top|side) of|above|over|below|under|underneath|beneath|besides?|next to|behind"
+    r"|between|near|(?:clos|near)(?:er|est) to|on top of|in front of) "
+    r"(?!(?:the |an? )?(?:(?:left|right|top|bottom|middle|center) (?:of )?)?(?:the |an? )?"
+    r"(?:picture|image|photo|frame|scene|screen|left|right|top|bottom|middle|center|edge|corner)\b)"
+)
+
 # What is seen in several frames only: verbs in the third person or in -ing, and words of speed, path and rest.
 _VERBS = (
     "mov|walk|runn|jump|driv|rid|fly|swimm|turn|spinn|rotat|roll|fall|ris|climb|enter|leav|com|go|stopp|start|bounc|"
@@ -69,6 +76,17 @@ def has_negation(text: str) -> bool:
     """Whether `text` says what is not so: "not", "no", "without", "isn't", "except", "other than"."""
     text = text.lower().replace("\u2019", "'").replace("w/o", "without")
     return _NEGATION.search(text) is not None
+
+
+def has_relation(text: str) -> bool:
+    """Whether `text` places its target by another thing: "above the cup", "left of a star", not "of the picture"."""
+    return _RELATION.search(text.lower()) is not None
+
+
+def expression_kind(text: str) -> str:
+    """The rarest of what `text` does: "ordinal", "relation", "negation", "location" or, if none of these, "look"."""
+    kinds = {"ordinal": has_ordinal, "relation": has_relation, "negation": has_negation, "location": has_location_word}
+    return next((kind for kind, says in kinds.items() if says(text)), "look")
 
 
 def word_count(text: str) -> int:

@@ -253,6 +253,7 @@ class RisProcessor(HubMixin, ProcessorMixin):
 
     loaded_by_pipeline = False  # `transformers.pipeline` read processor and model from where it was told to
     _told_unknown_words = False
+    calibration: dict | None = None  # how the threshold was chosen, as `hf-ris evaluate --calibrate` tells it
     interpolation = "bilinear"  # of probabilities, from the model's resolution to the original size
     keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
 
@@ -294,6 +295,17 @@ class RisProcessor(HubMixin, ProcessorMixin):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.loaded_by_pipeline = of_pipeline
         return processor
+
+    def to_dict(self, *args, **kwargs) -> dict:
+        told = {} if self.calibration is None else {"calibration": self.calibration}
+        return super().to_dict(*args, **kwargs) | told
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
+        made = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = made[0] if isinstance(made, tuple) else made
+        processor.calibration = processor_dict.get("calibration")
+        return made
 
     @classmethod
     def _get_arguments_from_pretrained(cls, *args, **kwargs):
