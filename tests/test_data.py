@@ -565,6 +565,25 @@ def fingerprint(row: dict) -> tuple:
     return row["image"].tobytes(), json.dumps([row["objects"], row["expressions"]])
 
 
+def test_what_weighs_more_is_drawn_more_often():
+    texts = ["the left cup", "red cup", "second cup", "blue cup", "small cup", "cup"]
+    row = {"expressions": [{"text": text, "object_indices": [n]} for n, text in enumerate(texts)]}
+    counts = dict.fromkeys(texts, 0)
+
+    def weigh(text: str) -> float:
+        return 4.0 if text == "second cup" else 1.0
+
+    for seed in range(600):
+        taken = sample_expressions(row, 2, random.Random(seed), weigh)["expressions"]
+        assert len(taken) == 2
+        for said in taken:
+            counts[said["text"]] += 1
+    drawn = counts.pop("second cup") / 600
+    # the first time 4 of 9 weights are its; else it is 4 of the 8 that are left
+    assert abs(drawn - (4 / 9 + 5 / 9 * 4 / 8)) < 0.05
+    assert all(abs(count / 600 - (2 - drawn) / 5) < 0.06 for count in counts.values())
+
+
 def test_training_rows_depend_on_seed_epoch_and_index_alone():
     texts = tuple((f"left cup {k}", [k % 3]) for k in range(9))
     data = [make_row(number, texts) for number in range(6)]

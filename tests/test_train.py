@@ -27,7 +27,7 @@ from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.evaluation.answers import ScoredRows, evaluate_model
 from hf_ris.evaluation.report import evaluate_predictions
 from hf_ris.metrics import PROTOCOLS
-from hf_ris.training.build import Expressions, References
+from hf_ris.training.build import Expressions, References, weight
 from hf_ris.training.optimizer import freeze, learning_rate_factor, parameter_groups
 from hf_ris.training.order import StepBatches
 from hf_ris.training.recipe import OptimizerRecipe, Rule, ScheduleRecipe, load_recipe
@@ -121,6 +121,17 @@ def test_every_recipe_fits_its_architecture(path):
 def test_wrong_recipes_say_what_is_wrong(override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(LTS, [override])
+
+
+def test_emphasis_is_of_kinds_that_are_known():
+    recipe = load_recipe(LTS, ["data.emphasis={relation: 2, ordinal: 3.5}"])
+    texts = "second cup", "cup above the hat", "red cup"
+    assert [weight(recipe.data.emphasis, text) for text in texts] == [3.5, 2, 1]
+    for wrong in ("{funny: 2}", "{relation: 0}", "{relation: often}"):
+        with pytest.raises(ValueError, match="data.emphasis takes kinds"):
+            load_recipe(LTS, [f"data.emphasis={wrong}"])
+    with pytest.raises(ValueError, match="it needs max_expressions and no triplets"):
+        load_recipe(LTS, ["data.emphasis={relation: 2}", "data.max_expressions=null"])
 
 
 def test_overrides_reach_nested_values_of_their_type():

@@ -243,7 +243,7 @@ def measure_videos(options: argparse.Namespace, accelerator, model, processor, d
     protocols = options.protocols or ["youtube_vos"]
     if options.control is not None and options.control not in VIDEO_CONTROLS:
         raise ValueError(f"Controls of videos are {', '.join(VIDEO_CONTROLS)}, not {options.control}.")
-    for name in ("output", "analyse", "compare"):
+    for name in ("output", "analyse", "compare", "errors"):
         if vars(options)[name] is not None:
             raise ValueError(f"--{name} is for images, but {options.data} holds videos; --result takes their report.")
     wrong = [name for name in protocols if name not in VIDEO_PROTOCOLS]

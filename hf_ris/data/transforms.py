@@ -4,7 +4,7 @@ import random
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,13 @@ def color_jitter(row: dict[str, Any], rng: random.Random, strength: float = 0.2)
     return {**row, "image": image}
 
 
-def sample_expressions(row: dict[str, Any], max_expressions: int, rng: random.Random) -> dict[str, Any]:
+def sample_expressions(
+    row: dict[str, Any], max_expressions: int, rng: random.Random, weigh: Callable[[str], float] | None = None
+) -> dict[str, Any]:
     """A copy of `row` with at most `max_expressions` of its expressions, in their order.
 
-    A second expression of the same objects is taken only when all sets of objects have one.
+    A second expression of the same objects is taken only when all sets of objects have one. `weigh` gives each text
+    the weight, greater than 0, with which it is drawn next; None draws all alike.
     """
     expressions = row["expressions"]
     if max_expressions < 1:
@@ -107,6 +110,9 @@ def sample_expressions(row: dict[str, Any], max_expressions: int, rng: random.Ra
         return dict(row)
     order = list(range(len(expressions)))
     rng.shuffle(order)
+    if weigh is not None:  # drawing by weight without putting back: waits are exponential, and the shortest come first
+        waits = [rng.expovariate(weigh(said["text"])) for said in expressions]
+        order.sort(key=waits.__getitem__)
     taken: dict[frozenset[int], int] = {}
     rounds = {}
     for position in order:
@@ -194,6 +200,7 @@ class TrainingRows(torch.utils.data.Dataset):
         max_expressions: at most so many expressions of an image; None takes all.
         seed: of the whole run.
         triplets: `sample_triplet` instead of `sample_expressions`; without max_expressions, of three.
+        weigh: as in `sample_expressions`; not with triplets.
         augment: any of `AUGMENTATIONS`: "flip" mirrors every second row whose texts can be mirrored, "color" jitters.
     """
 
@@ -204,12 +211,13 @@ class TrainingRows(torch.utils.data.Dataset):
         seed: int = 0,
         augment: Sequence[str] = (),
         triplets: bool = False,
+        weigh: Callable[[str], float] | None = None,
     ):
         unknown = [name for name in augment if name not in AUGMENTATIONS]
         if unknown:
             raise ValueError(f"augment knows {', '.join(AUGMENTATIONS)}, not {unknown[0]!r}")
         self.dataset, self.max_expressions, self.seed, self.augment = dataset, max_expressions, seed, tuple(augment)
-        self.triplets = triplets
+        self.triplets, self.weigh = triplets, weigh
         self.positions = np.flatnonzero(expression_counts(dataset))
         if len(self.positions) == 0:
             raise ValueError("no row of the data set has an expression")
@@ -224,7 +232,7 @@ class TrainingRows(torch.utils.data.Dataset):
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:
-            row = sample_expressions(row, self.max_expressions, rng)
+            row = sample_expressions(row, self.max_expressions, rng, self.weigh)
         if "flip" in self.augment and rng.random() < 0.5:
             row = horizontal_flip(row) or row
         if "color" in self.augment:

@@ -23,7 +23,7 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         clip_frames: so many of the annotated frames are taken; None takes all of them.
         sampling: how: `random` draws them from all, with replacement, and sorts, as VATEX does; `spread` draws one from
             each of as many equal parts, as the windows of answering lie.
-        triplets: as of `TrainingRows`.
+        triplets, weigh: as of `TrainingRows`.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         sampling: Literal["random", "spread"] = "random",
         seed: int = 0,
         triplets: bool = False,
+        weigh: Callable[[str], float] | None = None,
     ):
         self.dataset, self.max_expressions, self.clip_frames = dataset, max_expressions, clip_frames
         self.sampling = sampling
-        self.seed, self.triplets = seed, triplets
+        self.seed, self.triplets, self.weigh = seed, triplets, weigh
         self.positions = np.flatnonzero(expression_counts(dataset))
         if len(self.positions) == 0:
             raise ValueError("no video of the data set has an expression")
@@ -53,7 +54,7 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:
-            row = sample_expressions(row, self.max_expressions, rng)
+            row = sample_expressions(row, self.max_expressions, rng, self.weigh)
         chosen = annotated_frames(row)
         if self.clip_frames is not None and self.sampling == "random":
             chosen = sorted(rng.choices(chosen, k=self.clip_frames))

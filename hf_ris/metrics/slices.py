@@ -62,6 +62,9 @@ _MOTION = _words(
 )
 
 
+KINDS = ("ordinal", "relation", "negation", "location", "look")
+
+
 def has_location_word(text: str) -> bool:
     """Whether `text` says where: in the image ("left", "top"), in depth or relative to another thing ("next to")."""
     return _LOCATION.search(_CLOTHES.sub(" ", text.lower())) is not None
@@ -84,9 +87,9 @@ def has_relation(text: str) -> bool:
 
 
 def expression_kind(text: str) -> str:
-    """The rarest of what `text` does: "ordinal", "relation", "negation", "location" or, if none of these, "look"."""
-    kinds = {"ordinal": has_ordinal, "relation": has_relation, "negation": has_negation, "location": has_location_word}
-    return next((kind for kind, says in kinds.items() if says(text)), "look")
+    """The first of `KINDS` that `text` is; "look" is what is none of the others."""
+    says = has_ordinal, has_relation, has_negation, has_location_word
+    return next((kind for kind, of_kind in zip(KINDS, says) if of_kind(text)), KINDS[-1])
 
 
 def word_count(text: str) -> int:

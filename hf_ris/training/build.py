@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 import hf_ris
 from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
 from hf_ris.data.transforms import read_row
+from hf_ris.metrics.slices import expression_kind
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
 from hf_ris.models.configuration_ris import ClipEncoderConfig
@@ -86,8 +88,9 @@ class UnitRows(TrainingRows):
         max_expressions: int | None,
         seed: int,
         augment: list[str],
+        weigh: Callable | None = None,
     ):
-        super().__init__(dataset, max_expressions, seed, augment)
+        super().__init__(dataset, max_expressions, seed, augment, weigh=weigh)
         self.dataset = view(dataset)
         self.positions = range(len(self.dataset))
 
@@ -101,19 +104,20 @@ def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | V
             validation = validation.select(range(min(recipe.validation_size, len(validation))))
     else:
         validation = load_split(recipe.name, recipe.validation_split, recipe.validation_size, recipe.image_size)
+    weigh = partial(weight, recipe.emphasis) if recipe.emphasis else None
     if is_video_data(dataset):
         if recipe.augment or recipe.unit != "image":
             raise ValueError("data.augment and data.unit are for images; leave them out where the data are videos.")
         rows = VideoTrainingRows(
-            dataset, recipe.max_expressions, recipe.clip_frames, recipe.clip_sampling, seed, recipe.triplets
+            dataset, recipe.max_expressions, recipe.clip_frames, recipe.clip_sampling, seed, recipe.triplets, weigh
         )
         return dataset, rows, validation
     if recipe.clip_frames is not None:
         raise ValueError(f"data.clip_frames is for videos, but {recipe.name} holds images.")
     if recipe.unit != "image":
         view = References if recipe.unit == "reference" else Expressions
-        return dataset, UnitRows(dataset, view, recipe.max_expressions, seed, recipe.augment), validation
-    rows = TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets)
+        return dataset, UnitRows(dataset, view, recipe.max_expressions, seed, recipe.augment, weigh), validation
+    rows = TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets, weigh)
     return dataset, rows, validation
 
 
@@ -135,6 +139,11 @@ def set_apart(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     inside = [place for place, name in enumerate(names) if name in share]
     outside = [place for place, name in enumerate(names) if name not in share]
     return rows.select(outside), rows.select(inside)
+
+
+def weight(emphasis: dict[str, float], text: str) -> float:
+    """Of a text by its kind; 1 for a kind that `emphasis` leaves out."""
+    return emphasis.get(expression_kind(text), 1.0)
 
 
 def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):

@@ -16,6 +16,7 @@ import yaml
 
 from hf_ris import ALIASES, ARCHITECTURES, VIDEO_ARCHITECTURES
 from hf_ris.metrics.protocols import PROTOCOLS
+from hf_ris.metrics.slices import KINDS
 from hf_ris.metrics.video import VIDEO_PROTOCOLS
 from hf_ris.resources import recipe_path
 
@@ -81,6 +82,8 @@ class DataRecipe:
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
         every `reference` (an image with the expressions of one referred object), or every `expression`, as a paper
         counts.
+    emphasis: by kind of expression (`ordinal`, `relation`, `negation`, `location`, `look`), how many times as often as
+        1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
     augment: of "flip" and "color".
     """
@@ -96,6 +99,7 @@ class DataRecipe:
     clip_sampling: Literal["random", "spread"] = "random"
     unit: Literal["image", "reference", "expression"] = "image"
     max_expressions: int | None = None
+    emphasis: dict[str, float] = field(default_factory=dict)
     triplets: bool = False
     augment: list[str] = field(default_factory=list)
 
@@ -239,6 +243,7 @@ class Recipe:
             raise ValueError("schedule.milestones must list the epochs of the steps (or fractions), got none.")
         if self.data.triplets and (self.data.max_expressions or 3) < 3:
             raise ValueError(f"data.triplets needs max_expressions of at least 3, got {self.data.max_expressions}.")
+        self._check_emphasis()
         if self.data.triplets and self.data.unit != "image":
             raise ValueError("data.triplets needs the expressions of several objects: data.unit must be image.")
         if self.processor.tokenizer in ("vocabulary", "pretrained") and self.processor.path is None:
@@ -253,6 +258,16 @@ class Recipe:
         for rule in self.optimizer.rules:
             if rule.eval_mode and not rule.freeze:
                 raise ValueError(f"optimizer.rules {rule.pattern!r}: eval_mode needs freeze: true.")
+
+    def _check_emphasis(self) -> None:
+        data = self.data
+        for kind, weight in data.emphasis.items():
+            if kind not in KINDS or not isinstance(weight, int | float) or weight <= 0:
+                raise ValueError(
+                    f"data.emphasis takes kinds ({', '.join(KINDS)}) and numbers greater than 0, got {kind}: {weight}."
+                )
+        if data.emphasis and (data.max_expressions is None or data.triplets):
+            raise ValueError("data.emphasis says what is drawn, so it needs max_expressions and no triplets.")
 
 
 _COUNT = (lambda value: value >= 1, "at least 1")
