@@ -9,10 +9,13 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from hf_ris.commands.evaluate import main
+from hf_ris.data.refscenes.scenes import load_refscenes
 from hf_ris.evaluation.calibration import THRESHOLDS, ious
 from hf_ris.evaluation.errors import answers_of, format_errors, tabulate_errors
 from hf_ris.metrics import prediction_line
 from hf_ris.metrics.slices import expression_kind
+from hf_ris.training.build import build_model
+from hf_ris.training.recipe import load_recipe
 
 
 def rectangle(left: int, width: int) -> np.ndarray:
@@ -122,6 +125,9 @@ def test_the_chosen_threshold_stands_in_the_folder_with_its_curve(tiny_trio, tmp
     assert again.threshold == result["threshold"] and again.calibration == result
     again.save_pretrained(tmp_path / "again")
     assert AutoProcessor.from_pretrained(tmp_path / "again").calibration == result
+    recipe = load_recipe("lts/refscenes", [f"initialize.weights={tmp_path}", "model={loss_size: full}"])
+    trained_on, processor = build_model(recipe, load_refscenes("refscenes", "val", 3))
+    assert processor.calibration is None and processor.enlarges == "logits" and trained_on.config.loss_size == "full"
 
 
 @pytest.mark.parametrize(

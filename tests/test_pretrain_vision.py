@@ -73,14 +73,14 @@ def test_an_object_is_right_where_the_mean_of_its_positions_is():
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
     def arguments(folder, *more):
-        steps = ["--steps", "60", "--batch-size", "4", "--save-every", "20", "--evaluate-every", "100"]
+        steps = ["--steps", "40", "--batch-size", "4", "--save-every", "20", "--evaluate-every", "100"]
         return ["--recipe", str(LAVT), "--out", str(tmp_path / folder), *steps, *more, *TINY]
 
     pretrain(arguments("whole"))
     step = Run.step
 
     def killed(run, *losses, **shown):
-        if run.steps == 50:
+        if run.steps == 30:
             raise KeyboardInterrupt
         step(run, *losses, **shown)
 

@@ -201,7 +201,8 @@ def build_model(recipe: Recipe, dataset: Dataset):
         _load_clip(model, processor, recipe.initialize)
     if recipe.processor.add_words:
         add_words(model, processor, dataset)
-    processor.enlarges = processor.settings(model.config)["enlarges"]  # a checkpoint's config may be overridden
+    # of a checkpoint, whose config may be overridden, and whose weights will not be those that were calibrated
+    processor.enlarges, processor.calibration = processor.settings(model.config)["enlarges"], None
     if recipe.processor.threshold is not None:
         processor.threshold = recipe.processor.threshold
     return model, processor

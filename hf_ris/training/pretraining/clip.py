@@ -14,8 +14,9 @@ To see that it works, in seconds: --steps 20 --scenes 64 data.size=64. Of the re
 data.image_size, data.validation_size, training.seed and the data whose words the tokenizer learns (data.name,
 data.split, data.size) matter.
 
-Captions say how an object looks: those expressions of `refscenes_plus`, which has no places, that speak of it alone and
-without a "not", and where they name its colour also "a red cup". The folder is one that open_clip loads
+Captions say how an object looks: those expressions of `refscenes_plus`, which has no places, that speak of it alone,
+what it is not among them ("the cup without stripes"); where they name its colour also "a red cup", and all that they
+name of size, texture and colour together, "a small striped red cup". The folder is one that open_clip loads
 (`local-dir:outputs/clip-refscenes`), with the tokenizer, log.jsonl and pretraining.json (arguments, versions, hardware,
 seconds, and how often a crop of the validation split finds its "a red cup" among all pairs of colour and category).
 """
@@ -24,6 +25,7 @@ import argparse
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from torch.nn import functional as F
 
 from hf_ris.data import load_split
 from hf_ris.data.refscenes.scenes import CATEGORIES
-from hf_ris.data.refscenes.sentences import COLOUR_WORDS, an
+from hf_ris.data.refscenes.sentences import COLOUR_WORDS, SIZE_WORDS, TEXTURE_WORDS, an
 from hf_ris.models.clip_encoders import clip_model_config
 from hf_ris.models.configuration_ris import ClipEncoderConfig
 from hf_ris.models.processing_ris import RisImageProcessor
@@ -49,23 +51,35 @@ from hf_ris.training.recipe import load_recipe
 
 
 CAPTIONS = "refscenes_plus"
-_COLOUR_OF = {word: colour for colour, words in COLOUR_WORDS.items() for word in words}
+# Words that name a value, in the order in which a prompt has them: attribute -> word -> value
+_VALUES = {
+    "size": {word: size for size, words in SIZE_WORDS.items() for word in words},
+    "texture": {word: texture for texture, words in TEXTURE_WORDS.items() for word in words},
+    "colour": {word: colour for colour, words in COLOUR_WORDS.items() for word in words},
+}
+
+
+_DENIAL = re.compile(r"\b(?:not|without)\b")
 
 
 def looks(row: dict[str, Any]) -> dict[int, tuple[str | None, list[str]]]:
     """Of each object that an expression describes alone: its colour, where one is named, and the captions it may get.
 
-    What an object is not is no caption; an object of which nothing else is said is left out.
+    These are its expressions, and prompts of what they say of it ahead of a "not" or "without".
     """
     said: dict[int, list[str]] = {}
     for expression in row["expressions"]:
-        if len(expression["object_indices"]) == 1 and not {"not", "without"} & set(expression["text"].split()):
+        if len(expression["object_indices"]) == 1:
             said.setdefault(expression["object_indices"][0], []).append(expression["text"])
     described = {}
     for index, texts in said.items():
-        colours = {_COLOUR_OF[word] for text in texts for word in text.split() if word in _COLOUR_OF}
-        colour = next(iter(colours), None)  # they are true of one object, so they name one colour
-        plain = [prompt(colour, row["objects"][index]["category"])] if colour else []
+        words = [word for text in texts for word in _DENIAL.split(text)[0].split()]
+        # they are true of one object, so they name one value
+        named = {name: of[word] for name, of in _VALUES.items() for word in words if word in of}
+        colour, category = named.get("colour"), row["objects"][index]["category"]
+        plain = [prompt(colour, category)] if colour else []
+        if len(named) > len(plain):
+            plain.append(an(" ".join([*(named[name] for name in _VALUES if name in named), category])))
         described[index] = colour, texts + plain
     return described
 
