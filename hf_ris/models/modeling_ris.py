@@ -146,13 +146,6 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         model.load_pretrained_encoders()
         return model
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The words' table; `resize_token_embeddings` makes it as long as a tokenizer that has learned words."""
-        return self.text_encoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.text_encoder.set_input_embeddings(value)
-
     def build_refinement(self, channels: list[int]) -> MaskRefinement | None:
         """What makes the logits finer, as the config says, with vision maps of these channels; None where nothing does.
 

@@ -119,12 +119,6 @@ class BiGru(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.channels = hidden_size * (2 if combine == "concat" else 1)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embedding = value
-
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """(N, L) ids and 0/1 mask (padding at the end) -> word states (N, L, C), zero on padding; mean (N, C)."""
         mask = attention_mask.to(self.embedding.weight.dtype)[..., None]
