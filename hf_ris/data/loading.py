@@ -14,6 +14,7 @@ from .refscenes.moving import NAME as MOVING
 from .refscenes.moving import load_moving_scenes
 from .refscenes.scenes import NAMES, SPLITS, load_refscenes
 from .schema import FEATURES, Picture
+from .video_jsonl import is_video_folder, load_video_folder
 from .video_schema import VIDEO_FEATURES, is_video_data, lazy_frames
 
 
@@ -27,7 +28,8 @@ _SHARD = re.compile(r"(?P<split>\w+?)(-\d{5}-of-\d{5}(-\w+)?)?\.parquet")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _WANTED = (
     f"give a RefScenes name ({', '.join((*NAMES, MOVING))}), a folder made by save_to_disk or with Parquet shards "
-    "(train-00000-of-00001.parquet), a folder of images with JSONL files (train.jsonl), or a Hub id (user/name)"
+    "(train-00000-of-00001.parquet), a folder of images or videos with JSONL files (train.jsonl), or a "
+    "Hub id (user/name)"
 )
 
 
@@ -136,7 +138,7 @@ def _load_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
     if shards:
         return _load_parquet(shards, split, streaming, path)
     if any(path.glob("*.jsonl")):
-        return load_jsonl_folder(path, split)
+        return load_video_folder(path, split) if is_video_folder(path) else load_jsonl_folder(path, split)
     if any(found for pattern in _RAW for folder in (path, *path.glob("ref*/")) for found in folder.glob(pattern)):
         raise ValueError(f"{path} is a raw download: prepare it first, with {_PREPARE.format('NAME')}")
     raise ValueError(f"the folder {path} holds no data set: {_WANTED}")
