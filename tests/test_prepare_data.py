@@ -646,13 +646,17 @@ def test_describe_counts_and_draws(raw, tmp_path):
         describe(loaded, "refcoco")
 
     sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
-    assert sheet.shape == (300, 1024, 3)
-    row = loaded["train"][0]  # in the first cell, with its first expression
-    mask = expression_mask(row, row["expressions"][0])
-    y, x = (256 - HEIGHT) // 2, (256 - WIDTH) // 2
-    changed = np.abs(sheet[y : y + HEIGHT, x : x + WIDTH] - np.asarray(row["image"])).sum(-1) > 0
-    assert changed[mask].mean() > 0.95 and not changed[~mask].any()
-    assert (sheet[256:, :256] < 100).any() and (sheet[256:, 1000:] == 255).all()  # a caption stands beneath
+    assert sheet.shape[1] == 4 * (256 + 14) + 14  # four a row, every split under its name
+    row = loaded["train"][0]  # the first panel, with its first expression
+    height = round(256 * HEIGHT / WIDTH)
+    shown = sheet[42 : 42 + height, 14 : 14 + 256]
+    image, mask = row["image"].resize((256, height)), expression_mask(row, row["expressions"][0])
+    mask = np.asarray(Image.fromarray(mask).resize((256, height)))
+    gap = np.abs(shown - np.asarray(image)).mean(-1)
+    assert gap[mask].mean() < gap[~mask].mean() / 2  # outside its target a picture is dimmed
+    alone = describe(loaded["val"], contact_sheet=tmp_path / "one.png")
+    assert alone["splits"].keys() == {"all"}
+    assert Image.open(tmp_path / "one.png").height < sheet.shape[0] / 2
 
 
 def test_load_tells_what_to_do_with_raw_data(raw):

@@ -81,7 +81,7 @@ def draw_photo(options: argparse.Namespace) -> Path:
             maps = {"probability": answer["heatmap"], "location": answer.get("location")}
             panels += [Panel(heatmap(image, np.asarray(of) / 255), name) for name, of in maps.items() if of is not None]
         strips.append(Strip(answer["text"], panels))
-    save_gallery(out, options.model, strips, side=400)
+    save_gallery(out, Path(options.model).name, strips, side=400)
     print(f"{len(strips)} expressions drawn: {out}")
     return Path(out)
 
