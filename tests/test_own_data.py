@@ -138,12 +138,12 @@ def test_a_fine_tuning_learns_and_is_pushed_and_loaded_without_this_package(way,
     with HubServer() as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
         environment |= {"HF_TOKEN": "hf_token", "HF_HOME": str(tmp_path / "home")}
-        push = [sys.executable, "-m", "hf_ris", "push", str(output), "user/mine"]
+        push = [sys.executable, "-m", "hf_ris", "push", str(output), "someone/mine"]
         subprocess.run(push, env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True)
         load_it = (
             "import sys; sys.modules['hf_ris'] = None\n"
             "from transformers import pipeline\n"
-            "pipe = pipeline('referring-image-segmentation', model='user/mine', trust_remote_code=True)\n"
+            "pipe = pipeline('referring-image-segmentation', model='someone/mine', trust_remote_code=True)\n"
             f"answer = pipe({str(example / 'images/000.jpg')!r}, ['the red ball'])\n"
             "assert answer[0]['mask'].size == (160, 120)\n"
         )
