@@ -270,6 +270,12 @@ def test_arguments_that_nothing_reads_are_refused(tmp_path):
     assert isinstance(processor(image, "dog", return_tensors="np")["input_ids"], np.ndarray)
 
 
+def test_kinds_of_tensors_are_checked_by_every_processor(tiny_trio):
+    for name in ("vatex", "lts"):
+        with pytest.raises(ValueError, match="return_tensors is 'pt'"):
+            tiny_trio(name)[1](Image.new("RGB", (8, 8)), "star", return_tensors="tf")
+
+
 def test_what_was_saved_can_be_overridden(tmp_path):
     make_processor("squash").save_pretrained(tmp_path)
     loaded = RisProcessor.from_pretrained(tmp_path, threshold=0.25, max_text_length=3, token=None)

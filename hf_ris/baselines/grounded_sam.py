@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.image_transforms import center_to_corners_format
 
+from ..models.arguments_ris import check_return_tensors
 from ..models.images_ris import pictures
 from ..models.modeling_ris import RisOutput, RisPreTrainedModel
 from ..models.processing_ris import RisImageProcessor, RisProcessor
@@ -190,6 +191,7 @@ class GroundedSamProcessor(RisProcessor):
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `RisProcessor`, with pixel_mask, detector_pixel_values and detector_pixel_mask."""
+        check_return_tensors(return_tensors)
         images = pictures(images)
         inputs = super().__call__(images, text, masks, **unknown)
         views = self.detector_view(images)

@@ -14,6 +14,7 @@ from transformers import (
     Sam2Processor,
 )
 
+from ..models.arguments_ris import check_return_tensors
 from .grounded_sam import GroundedSam, GroundedSamProcessor
 from .loading import OwnView, load_part
 
@@ -38,6 +39,7 @@ class GroundedSam2Processor(GroundedSamProcessor):
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `GroundedSamProcessor`; a squashed image has no padding."""
+        check_return_tensors(return_tensors)
         inputs = super().__call__(images, text, masks, **unknown)
         pixels = inputs["pixel_values"]
         inputs["pixel_mask"] = torch.ones(len(pixels), *pixels.shape[-2:], dtype=torch.long)

@@ -4,7 +4,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, OPENAI_IMAGENET_T
 from torch import Tensor
 from transformers import BatchFeature
 
-from .arguments_ris import checked_sizes
+from .arguments_ris import check_return_tensors, checked_sizes
 from .clip_tokenizer import clean_text
 from .configuration_ris import RisConfig
 from .images_ris import pictures
@@ -81,6 +81,7 @@ class VatexProcessor(RisProcessor):
 
     def __call__(self, images, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
         """As `RisProcessor`, and CLIP's view and prompts."""
+        check_return_tensors(return_tensors)
         images = pictures(images)
         inputs = super().__call__(images, text, masks, **unknown)
         if self.clip_image_size is not None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from .arguments_ris import check_return_tensors
 from .configuration_ris import RisConfig
 from .images_ris import as_pil
 from .processing_ris import _nest, refuse_unknown
@@ -77,6 +78,7 @@ class VatexVideoProcessor(VatexProcessor):
             ValueError: a video without frames or with frames of several sizes, an empty expression, or counts or sizes
                 that do not match; the message names which.
         """
+        check_return_tensors(return_tensors)
         refuse_unknown(type(self).__name__, unknown, ("videos", "text", "masks", "return_tensors"))
         clips = [self._frames(video, number) for number, video in enumerate(_videos(videos))]
         texts = _nest(text, len(clips), "expressions")
