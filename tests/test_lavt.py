@@ -266,12 +266,22 @@ def test_masked_windows_hold_no_denormal_numbers(monkeypatch):
     """exp(-100) is 4e-44; products with such numbers take many times longer."""
     block = tiny_model().vision_encoder.backbone.layers[2].blocks[1]
     attend, masks = block.attn.forward, []
-    monkeypatch.setattr(block.attn, "forward", lambda x, mask: masks.append(mask) or attend(x, mask))
+    monkeypatch.setattr(block.attn, "forward", lambda x, shift, mask: masks.append(mask) or attend(x, shift, mask))
     content = torch.tensor([[5, 7]])
     with torch.no_grad():
         for argument in (None, content):
             block._attn(torch.randn(1, 9, 9, 32), argument)
     assert [sorted(set(mask.exp().flatten().tolist())) for mask in masks] == [[0.0, 1.0]] * 2
+
+
+def test_padding_goes_through_no_linear_layer():
+    block = tiny_model().vision_encoder.backbone.layers[2].blocks[1]
+    rows = []
+    for layer in (block.attn.qkv, block.attn.proj):
+        layer.register_forward_hook(lambda layer, inputs, output: rows.append(inputs[0][..., 0].numel()))
+    with torch.no_grad():
+        block._attn(torch.randn(1, 9, 9, 32))
+    assert rows == [81, 1, 81]  # the map, one zero for all padding, the map
 
 
 @pytest.mark.parametrize("size", [(118, 102), (65, 40)])

@@ -165,7 +165,11 @@ class FlorenceProcessor(RisProcessor):
         return text if len(ids) <= self.max_text_length else self.tokenizer.decode(ids[: self.max_text_length])
 
     def post_process_referring_segmentation(
-        self, outputs: FlorenceOutput, target_sizes: list[tuple[int, int]], threshold: float | None = None
+        self,
+        outputs: FlorenceOutput,
+        target_sizes: list[tuple[int, int]],
+        threshold: float | None = None,
+        probabilities: bool = True,
     ) -> list[dict]:
         """As every processor's; `remark` quotes an answer that holds no polygon, else it is None."""
         threshold = checked_threshold(self.threshold if threshold is None else threshold)
@@ -182,7 +186,8 @@ class FlorenceProcessor(RisProcessor):
             mask = probability > threshold
             remark = None if drawn.any() else f"Florence-2 answered without a polygon: {text[:200]!r}."
             score = score if mask.any() else 0.0
-            results.append({"mask": mask, "probability": probability, "score": score, "remark": remark})
+            result = {"mask": mask, "score": score, "remark": remark}
+            results.append(result | {"probability": probability} if probabilities else result)
         return results
 
 

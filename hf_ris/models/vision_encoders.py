@@ -15,7 +15,7 @@ padding holds; what it gives in the padding means nothing.
 import timm
 import torch
 from timm.models.cspnet import CspModelCfg, CspNet, CspStagesCfg, CspStemCfg
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -189,6 +189,40 @@ def _darknet(name: str, out_indices: list[int], depths=None, widths=None, stem_w
 FOREIGN = -1e4
 
 
+class PadFirstWindowAttention(WindowAttention):
+    """Attention in the windows of a map (B, H, W, C) that is padded with zeros to whole windows, then rolled.
+
+    Only the map's own positions go through the linear layers: what these make of a zero is the same everywhere, and
+    what padding answers is cut off.
+    """
+
+    def forward(self, x: Tensor, shift: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """mask: (windows of the batch or of one image, area, area), added to the scores -> (B, H, W, C)."""
+        batch, height, width = x.shape[:3]
+        win_h, win_w = self.window_size
+        projected = self.qkv(x)
+        below, right = -height % win_h, -width % win_w
+        if below or right:
+            nothing = self.qkv(x.new_zeros(1, 1, 1, x.shape[-1]))
+            projected = torch.cat([projected, nothing.expand(batch, height, right, -1)], 2)
+            projected = torch.cat([projected, nothing.expand(batch, below, width + right, -1)], 1)
+        if any(shift):
+            projected = torch.roll(projected, (-shift[0], -shift[1]), (1, 2))
+        rows, columns = (height + below) // win_h, (width + right) // win_w
+        parts = projected.view(batch, rows, win_h, columns, win_w, 3, self.num_heads, -1)
+        parts = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, self.num_heads, self.window_area, parts.shape[-1])
+        bias = self._get_rel_pos_bias()
+        if mask is not None:
+            bias = (bias + mask[:, None]).repeat(parts.shape[1] // mask.shape[0], 1, 1, 1)
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(*parts.unbind(0), attn_mask=bias, dropout_p=dropout)
+        x = x.unflatten(0, (batch, rows, columns)).unflatten(4, (win_h, win_w))
+        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height + below, width + right, -1)
+        if any(shift):
+            x = torch.roll(x, shift, (1, 2))
+        return self.proj_drop(self.proj(x[:, :height, :width]))
+
+
 class PadFirstSwinBlock(SwinTransformerBlock):
     """A Swin block whose map (B, H, W, C) is padded to whole windows first and rolled after."""
 
@@ -202,22 +236,14 @@ class PadFirstSwinBlock(SwinTransformerBlock):
         win_h, win_w = self.window_size
         if content is not None:
             x = x * inside(content, height, width)[..., None]
-        x = F.pad(x, (0, 0, 0, -width % win_w, 0, -height % win_h))
-        shift_h, shift_w = self.shift_size
-        shifted = any(self.shift_size)
-        if shifted:
-            x = torch.roll(x, shifts=(-shift_h, -shift_w), dims=(1, 2))
-        padded_h, padded_w, channels = x.shape[1:]
-        windows = window_partition(x, self.window_size).view(-1, self.window_area, channels)
-        mask = self.get_attn_mask(x) * (FOREIGN / -100) if shifted else None
-        if shifted and content is not None:
-            mask = mask + self._foreign(content, padded_h, padded_w).to(mask.dtype)
-            mask = mask.flatten(0, 1)
-        windows = self.attn(windows, mask=mask).view(-1, win_h, win_w, channels)
-        x = window_reverse(windows, self.window_size, padded_h, padded_w)
-        if shifted:
-            x = torch.roll(x, shifts=(shift_h, shift_w), dims=(1, 2))
-        return x[:, :height, :width]
+        mask = None
+        if any(self.shift_size):
+            padded_h, padded_w = height + -height % win_h, width + -width % win_w
+            mask = self.get_attn_mask(x.new_empty(1, padded_h, padded_w, 1)) * (FOREIGN / -100)
+            if content is not None:
+                mask = mask + self._foreign(content, padded_h, padded_w).to(mask.dtype)
+                mask = mask.flatten(0, 1)
+        return self.attn(x, tuple(self.shift_size), mask)
 
     def _foreign(self, content: Tensor, height: int, width: int) -> Tensor:
         """(B, windows, area, area): FOREIGN between what lies in the image's own whole windows and what lies beyond.
@@ -255,6 +281,7 @@ class SwinEncoder(VisionEncoder):
         for module in self.backbone.modules():
             if isinstance(module, SwinTransformerBlock):
                 module.__class__ = PadFirstSwinBlock  # same state, other `_attn`
+                module.attn.__class__ = PadFirstWindowAttention
                 module.dynamic_mask = True  # the mask follows the padded map, whatever the input size
                 module.attn_mask = None
         self.stage_channels = [layer.blocks[0].dim for layer in self.backbone.layers]
