@@ -84,6 +84,8 @@ def test_every_verb_has_a_file():
         (["benchmark", "--arch", "lts", "--raw", "x"], "--raw would be ignored: it is for --data"),
         (["benchmark", "--arch", "lts", "--config", "none.json"], "No such file or directory: 'none.json'"),
         (["benchmark", "--arch", "lts", "--expressions", "1"], "--expressions must be at least 2"),
+        (["benchmark", "--arch", "lts", "--against", "nowhere"], "nowhere holds no hf_ris"),
+        (["benchmark", "--arch", "lts", "--training-step"], "--training-step would be ignored: it is for --against"),
     ],
     ids=lambda value: "_".join(value)[:50] if isinstance(value, list) else "",
 )

@@ -3,6 +3,7 @@
     hf-ris benchmark --arch lts
     hf-ris benchmark --arch lavt --config overrides.json --expressions 8 --result lavt.json
     hf-ris benchmark --model outputs/lts-refscenes/best
+    hf-ris benchmark --arch lavt --against ../other --expressions 1
     hf-ris benchmark --arch lavt --data data/refcoco --raw downloads --split val --workers 2
 
 FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
@@ -10,6 +11,10 @@ expressions and checked on a third. They are printed with a multiply-add as one 
 counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
 warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
 without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
+
+With --against the same model is run here and in another checkout of this project, by turns, each in a process of its
+own; printed are medians of wall and CPU time, in float32 and in the recommended way (`optimize_for_inference`), the
+ratios, and by how much the outputs differ. --training-step times a step of as many images as expressions instead.
 
 With --data no model is run, but one epoch of a prepared data set is decoded, preprocessed and collated for the
 architecture, and with --raw the same expressions by a plain PyTorch data set over the raw RefCOCO files, which opens
@@ -41,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, help="timed calls (default 10)")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the result here")
+    other = parser.add_argument_group("comparison with another state of this project")
+    other.add_argument("--against", type=Path, metavar="FOLDER", help="the root of another checkout")
+    other.add_argument("--training-step", action="store_true", help="a step, not an answer")
     data = parser.add_argument_group("loading of data instead of a model")
     data.add_argument("--data", metavar="DIR_OR_ID", help="a prepared data set")
     data.add_argument("--raw", type=Path, metavar="DIR", help="its raw files, unpacked: compare with plain loading")
@@ -56,11 +64,17 @@ def check(options: argparse.Namespace) -> None:
     if options.data is None:
         command.refuse_unused(options, list(_OF_DATA), "it is for --data")
     else:
-        command.refuse_unused(options, [*_OF_A_MODEL, "cpu"], "--data runs no model")
+        command.refuse_unused(options, [*_OF_A_MODEL, "cpu", "against", "training_step"], "--data runs no model")
+    if options.against is None:
+        command.refuse_unused(options, ["training_step"], "it is for --against")
+    else:
+        command.refuse_unused(options, ["cpu"], "--against runs on the CPU alone")
+        if options.arch is None:
+            raise ValueError("--against takes --arch: another checkout may not read the model's folder.")
     command.fill_in(options, _OF_DATA | _OF_A_MODEL)
-    if options.expressions < 2:
+    if options.expressions < 2 and options.against is None:
         raise ValueError("--expressions must be at least 2: image and expression part are told apart by it.")
-    for name in ("words", "repeats", "batch_size"):
+    for name in ("expressions", "words", "repeats", "batch_size"):
         if vars(options)[name] < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1, not {vars(options)[name]}.")
 
@@ -68,6 +82,8 @@ def check(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     check(options)
     fields = {} if options.config is None else json.loads(options.config.read_text(encoding="utf-8"))
+    if options.against is not None:
+        return compare_with(options, fields)
     import torch
     from transformers import AutoConfig
 
@@ -85,6 +101,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
         result = benchmark(config, device, options.expressions, options.words, options.repeats)
         show(result)
+    if options.result is not None:
+        options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def compare_with(options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+    from hf_ris.benchmark_against import compare, show
+    from hf_ris.environment import git_revision, hardware, versions
+
+    counts = (options.expressions, options.words)
+    rows = compare(options.arch, options.against, options.repeats, *counts, fields, options.training_step)
+    show(rows)
+    result = {"rows": rows, "revision": git_revision(), "hardware": hardware(), "versions": versions()}
     if options.result is not None:
         options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
