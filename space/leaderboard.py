@@ -6,6 +6,7 @@ Only numbers that the evaluation wrote are shown; a model whose file lacks one h
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from entries import Entry, read_json
 
@@ -55,12 +56,30 @@ def read_row(entry: Entry, speed: float | None = None) -> Row:
     stored = read_json(entry.folder / "results.json")
     seconds = stored.get("training_seconds")
     results = {
-        split: found.get("protocols", {}).get("original", {})
+        split: metrics_of(found.get("protocols", {}).get("original", {}))
         for split, found in stored.get("results", {}).items()
         if isinstance(found, dict)
     }
     minutes = seconds / 60 if isinstance(seconds, int | float) else None
     return Row(entry, stored.get("parameters", 0), stored.get("steps"), minutes, speed, results)
+
+
+def metrics_of(report: dict[str, Any]) -> dict[str, float]:
+    """A protocol's metrics as numbers: of all expressions, and `mIoU (kind)` of its slices.
+
+    report: metrics themselves, or `overall` and `slices` whose metrics are {"value", "low", "high"}.
+    """
+    found = {name: plain(value) for name, value in report.get("overall", report).items()}
+    for kinds in report.get("slices", {}).values():
+        for label, part in kinds.items():
+            if "mIoU" in part.get("metrics", {}):
+                found[f"mIoU ({label})"] = plain(part["metrics"]["mIoU"])
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A metric without its interval."""
+    return value["value"] if isinstance(value, dict) and "value" in value else value
 
 
 def leaderboard_html(entries: list[Entry], seconds: Callable[[Entry], float | None] = lambda entry: None) -> str:

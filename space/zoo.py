@@ -18,6 +18,7 @@ from entries import BASELINE_NOTE, Entry, read_entry
 from opening import LoadedModel, check_config, check_files, fetch, load
 from pictures import Refusal
 
+import hf_ris
 from hf_ris.baselines import BASELINES
 
 
@@ -47,13 +48,15 @@ class Zoo:
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         for config in sorted(Path(bundled).glob("*/config.json")):
             entry = read_entry(config.parent, config.parent.name)
+            if entry.model_type in hf_ris.VIDEO_ARCHITECTURES:
+                continue  # a model of moving pictures is no column of a picture's table
             if entry.title in {other.title for other in self.entries.values()}:
                 entry = replace(entry, title=f"{entry.title} ({entry.key})")
             self.entries[entry.key] = entry
         self.bundled = list(self.entries.values())
         for name in baselines:
-            title = BASELINES[name].title
-            self.entries[name] = Entry(name, title, title, None, BASELINE_NOTE)
+            title, gigabytes = BASELINES[name].title, BASELINES[name].gigabytes
+            self.entries[name] = Entry(name, title, title, None, f"{BASELINE_NOTE} ({gigabytes} GB)")
         self.offered = list(self.entries.values())
         self._jobs: OrderedDict[str, Future[LoadedModel]] = OrderedDict()
         self._lock = threading.Lock()  # of the two dictionaries; never held while anything is fetched or loaded

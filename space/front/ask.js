@@ -168,9 +168,10 @@ export class Ask {
     const others = this.models.filter((model) => !model.scenes);
     if (!this.picture || !scenes.length) return null;
     if (this.drawn) return { urgent: false, nodes: [`${plural(scenes.length, "model")} here were trained on drawn scenes (RefScenes): shapes, colours, sizes and places. They know no photographs.`] };
-    const names = others.map((model) => model.title).join(", ");
+    const few = others.slice(0, 2); // the first ones are the smallest
+    const names = few.map((model) => model.title).join(" and ");
     const nodes = [make("strong", {}, "This looks like a photograph. "), "The bundled models know drawn scenes only, so what they mark here means little. "];
-    if (others.length) nodes.push(make("button", { type: "button", class: "ris-plain", click: () => this.setChosen(others.map((model) => model.key)) }, `Choose ${names} instead`), " (fetched when first used)");
+    if (few.length) nodes.push(make("button", { type: "button", class: "ris-plain", click: () => this.setChosen(few.map((model) => model.key)) }, `Choose ${names} instead`), " (fetched when first used)");
     return { urgent: true, nodes };
   }
 }
