@@ -14,10 +14,11 @@ import torch
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "accelerate", "datasets", "numpy")
 
 
-def check_launch(mixed_precision: str, accumulation: int = 1) -> None:
+def check_launch(mixed_precision: str, accumulation: int | None = None) -> None:
     """What `accelerate launch` hands over in the environment must not contradict what the program is told.
 
-    A precision of "no" is what it hands over when none was asked for, so that alone contradicts nothing.
+    A precision of "no" is what it hands over when none was asked for, so that alone contradicts nothing. accumulation:
+    None where nothing is trained.
 
     Raises:
         ValueError: it does, or it asks for a way of training that is not supported.
@@ -39,7 +40,7 @@ def check_launch(mixed_precision: str, accumulation: int = 1) -> None:
             f"run in {mixed_precision}: say the same in both."
         )
     pieces = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
-    if pieces is not None and pieces.strip() != str(accumulation):
+    if None not in (pieces, accumulation) and pieces.strip() != str(accumulation):
         raise ValueError(
             f"accelerate is set up for {pieces} accumulation steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS), but "
             f"training.accumulation is {accumulation}: say the same in both."

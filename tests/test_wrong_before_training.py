@@ -9,6 +9,7 @@ from test_train import LTS, run
 from torch.utils.data import DataLoader
 
 from hf_ris.data import FEATURES, EvaluationRows, TrainingRows
+from hf_ris.data.collator import batches_of
 from hf_ris.environment import check_launch
 from hf_ris.training.loop import build_accelerator
 from hf_ris.training.recipe import load_recipe
@@ -35,6 +36,7 @@ from hf_ris.training.recipe import load_recipe
         ("training.ema_decay=1", "training.ema_decay must be"),
         ("training.clip_norm=-1", "training.clip_norm must be at least 0"),
         ("training.max_steps=0", "training.max_steps must be at least 1"),
+        ("training.max_steps=1" + "0" * 30, "training.max_steps takes a whole number"),
         ("training.epochs=-1", "training.epochs must be above 0"),
         ("training.seed=-1", "training.seed must be at least 0 and below 2.32"),
         ("training.workers=-1", "training.workers must be at least 0"),
@@ -121,6 +123,7 @@ def test_a_launch_that_says_the_same_is_not(monkeypatch):
     check_launch("bf16", 2)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     check_launch("bf16", 2)
+    check_launch("bf16")
     with pytest.raises(ValueError, match="1"):
         check_launch("bf16", 1)
 
@@ -156,3 +159,15 @@ def test_a_picture_that_cannot_be_decoded_is_named(data, workers):
             list(DataLoader(rows, sampler=keys, batch_size=None, num_workers=workers, collate_fn=lambda row: 0))
         assert str(caught.value).startswith("The picture of row 1 (bad.jpg) cannot be decoded: ")
         assert "Traceback" not in str(caught.value)
+
+
+def refuse(rows: list) -> None:
+    raise ValueError("The mask: is of no kind that is read.")
+
+
+def test_a_workers_error_is_told_as_its_sentence():
+    for workers in (0, 1):
+        with pytest.raises(ValueError) as caught:
+            list(batches_of(DataLoader([1], collate_fn=refuse, num_workers=workers)))
+        assert str(caught.value) == "The mask: is of no kind that is read."
+    assert list(batches_of(DataLoader([1, 2], collate_fn=list, batch_size=1))) == [[1], [2]]

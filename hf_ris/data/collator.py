@@ -1,12 +1,28 @@
 """From rows of the schema to a batch of a model's inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from .schema import decode_mask, target_rle
+
+
+def batches_of(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    """The batches of a loader. Of a ValueError that a worker hands on as the text of its traceback, the sentence."""
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except ValueError as error:
+            told = str(error).strip()
+            if not told.startswith("Caught "):
+                raise
+            raise ValueError(told.splitlines()[-1].partition(": ")[2]) from error
+        yield batch
 
 
 class RisCollator:

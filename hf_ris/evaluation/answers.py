@@ -27,6 +27,7 @@ from hf_ris.data import (
     expression_mask,
     target_parts,
 )
+from hf_ris.data.collator import batches_of
 from hf_ris.data.transforms import read_row
 from hf_ris.metrics import PROTOCOLS, THRESHOLDS, Evaluator, expression_metadata, prediction_line
 
@@ -147,7 +148,9 @@ def evaluate_model(
     fixed = record is not None or any(PROTOCOLS[name].size is not None for name in protocols)
     if model is not None:
         model.eval()
-    for inputs, metadata, targets, parts, objects in tqdm(loader, unit="batch", disable=not progress):
+    for inputs, metadata, targets, parts, objects in tqdm(
+        batches_of(loader), total=len(loader), unit="batch", disable=not progress
+    ):
         if not metadata:
             continue
         if model is None:

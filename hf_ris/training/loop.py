@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from hf_ris.data import RisCollator, VideoCollator, is_video_data
+from hf_ris.data.collator import batches_of
 from hf_ris.data.transforms import expression_counts
 from hf_ris.environment import check_launch
 from hf_ris.evaluation.answers import evaluate_model
@@ -196,7 +197,7 @@ class Training:
     def batches(self, start: int, stop: int):
         """An iterator over this process's batches of steps [start, stop)."""
         settings, accelerator = self.recipe.training, self.accelerator
-        return iter(
+        return batches_of(
             torch.utils.data.DataLoader(
                 self.rows,
                 batch_sampler=self.order(start, stop),
@@ -226,7 +227,8 @@ class Training:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and settings.clip_norm:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                    record["gradient_norm"] = norm.detach()
+                    # of a sharded model the norm is one of its whole, but comes as a sharded tensor
+                    record["gradient_norm"] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             terms = {"loss": output.loss, **output.losses}

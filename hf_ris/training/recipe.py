@@ -394,7 +394,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         # no number of a recipe may be infinite, or an integer beyond any float
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
             return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
+    if kind in (int, str, bool) and type(value) is kind and (kind is not int or abs(value) < 1 << 40):
         return value
     raise ValueError(f"{where} takes {_described(kind)}, got {repr(value)[:200]}.")
 
