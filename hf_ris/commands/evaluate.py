@@ -173,6 +173,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
 
     from hf_ris.baselines import is_baseline
     from hf_ris.data import is_video_data, load_split
+    from hf_ris.data.transforms import expression_texts
     from hf_ris.environment import check_launch
     from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
     from hf_ris.models.inference_ris import optimize_for_inference
@@ -188,6 +189,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
             optimize_for_inference(model, torch.float32)  # on every machine alike: narrower is --mixed-precision
     with accelerator.main_process_first():
         dataset = load_split(options.data, options.split, options.size, options.image_size)
+    if processor is not None and not is_baseline(options.model):
+        unknown = processor.unknown_words(expression_texts(dataset))
+        if unknown.unknown:
+            accelerator.print(unknown)
     if is_video_data(dataset):
         return measure_videos(options, accelerator, model, processor, dataset)
     refuse_for_images(options)

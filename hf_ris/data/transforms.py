@@ -132,6 +132,14 @@ def expression_counts(dataset: Dataset | Sequence[dict[str, Any]]) -> list[int]:
     return [len(row["expressions"]) for row in dataset]
 
 
+def expression_texts(dataset: Dataset | Sequence[dict[str, Any]]) -> list[str]:
+    """All that is said in a data set; of a `datasets.Dataset` without decoding an image."""
+    if isinstance(dataset, Dataset):
+        table = dataset.select_columns(["expressions"]).with_format("arrow")[:]
+        return pc.struct_field(pc.list_flatten(table["expressions"]), "text").to_pylist()
+    return [said["text"] for row in dataset for said in row["expressions"]]
+
+
 def sample_triplet(row: dict[str, Any], max_expressions: int, rng: random.Random) -> dict[str, Any]:
     """A copy of `row` with `max_expressions` of its expressions, among them a triplet where it has one.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
 from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
-from hf_ris.data.transforms import read_row
+from hf_ris.data.transforms import expression_texts, read_row
 from hf_ris.metrics.slices import expression_kind
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
 from hf_ris.models.clip_tokenizer import clip_tokenizer
@@ -155,12 +155,7 @@ def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
     if recipe.tokenizer == "vocabulary":
         return word_tokenizer(Path(recipe.path).read_text(encoding="utf-8").split())
     make = wordpiece_tokenizer if recipe.tokenizer == "wordpiece" else word_tokenizer
-    return make(corpus_words(_texts(dataset), recipe.min_count))
-
-
-def _texts(dataset: Dataset) -> Iterator[str]:
-    table = dataset.select_columns(["expressions"]).with_format("arrow")[:]
-    return iter(pc.struct_field(pc.list_flatten(table["expressions"]), "text").to_pylist())
+    return make(corpus_words(expression_texts(dataset), recipe.min_count))
 
 
 def build_config(recipe: Recipe, words: int):
@@ -252,7 +247,7 @@ def add_words(model: torch.nn.Module, processor, dataset: Dataset) -> list[str]:
     if not encoders:
         raise ValueError(f"processor.add_words is for CLIP's text encoder; {type(model).__name__} has none.")
     tokenizer = processor.tokenizer
-    words = [word for word in corpus_words(_texts(dataset), 1) if len(tokenizer.tokenize(word)) != 1]
+    words = [word for word in corpus_words(expression_texts(dataset), 1) if len(tokenizer.tokenize(word)) != 1]
     tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
     for encoder in encoders:
         table = encoder.tower.token_embedding
@@ -267,9 +262,9 @@ def add_words(model: torch.nn.Module, processor, dataset: Dataset) -> list[str]:
 
 def _tell_vocabulary(model: torch.nn.Module, processor, recipe: InitializeRecipe, dataset: Dataset) -> None:
     """Says how many of the data's words the checkpoint does not know; adds them if `extend_vocabulary` asks for it."""
-    found = processor.unknown_words(_texts(dataset))
+    found = processor.unknown_words(expression_texts(dataset))
     if recipe.extend_vocabulary:
-        words = corpus_words(map(processor.clean, _texts(dataset)))
+        words = corpus_words(map(processor.clean, expression_texts(dataset)))
         added = processor.tokenizer.add_tokens([word for word in words if _unknown(processor.tokenizer, word)])
         if added:
             model.resize_token_embeddings(len(processor.tokenizer))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from hf_ris.data import RisCollator, VideoCollator, is_video_data
 from hf_ris.data.collator import batches_of
-from hf_ris.data.transforms import expression_counts
+from hf_ris.data.transforms import expression_counts, expression_texts
 from hf_ris.environment import check_launch
 from hf_ris.evaluation.answers import evaluate_model
 from hf_ris.evaluation.videos import evaluate_videos
@@ -67,6 +67,10 @@ class Training:
         self.videos = is_video_data(corpus)
         self.module, self.processor = build_model(recipe, corpus)
         recipe.architecture = self.module.config.model_type  # where it was any
+        for what, rows in (("training", corpus), ("validation", self.validation)):
+            unknown = self.processor.unknown_words(expression_texts(rows))
+            if unknown.unknown:
+                accelerator.print(f"{what}: {unknown}")
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
         folder.facts = {
             "read": {"training": _size(corpus), "validation": _size(self.validation)},
