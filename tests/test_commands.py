@@ -153,6 +153,7 @@ ABOVE = {
     "hub": {"models", "data", "metrics", "resources", "environment", "evaluation"},
     "training": {"hub", "evaluation", "metrics", "data", "models", "drawing", "resources", "environment"},
     "export": {"training", "benchmark", "models"},
+    "benchmark_against": set(),
     "benchmark": {"data", "models", "environment", "evaluation", "training", "conversion"},
 }
 ENTRIES = {"__main__", "__init__", "commands"}  # may import all
