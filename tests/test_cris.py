@@ -287,7 +287,7 @@ def test_model_without_decoder_trains():
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 32)])
 def test_logits_are_at_stride_four_and_labels_of_any_size(size):
-    labels = torch.zeros(3, 80, 48)
+    labels = torch.zeros(3, size[0] * 5 // 4, size[1] * 5 // 4)
     labels[:, 20:60, 10:30] = 1
     output = tiny_model()(**tiny_inputs(*size), labels=labels)
     assert output.logits.shape == (3, size[0] // 4, size[1] // 4)

@@ -116,7 +116,7 @@ def test_a_vision_encoder_learns_to_fit_a_clip_that_stays(tmp_path):
 
 def test_a_vision_encoder_and_a_gru_learn_together(tmp_path):
     options = ["--recipe", str(RECIPES / "vlt" / "refscenes.yaml"), "--no-bf16", "--learning-rate", "0.005"]
-    options += ["--batch-size", "4", "--scenes", "12", "--sizes", "64", "--steps", "60", "--out", str(tmp_path)]
+    options += ["--batch-size", "4", "--scenes", "12", "--sizes", "64", "--steps", "100", "--out", str(tmp_path)]
     darknet = "{depths: [1, 1, 1, 1, 1], widths: [4, 8, 8, 16, 16], stem_width: 4}"
     small = [DATA, "model.image_size=64", f"model.vision_config.arguments={darknet}"]
     pretrain([*options, *small])
@@ -155,5 +155,7 @@ def test_what_has_no_first_half_is_one_sentence(tmp_path, capsys):
     recipe = str(RECIPES / "cris" / "refscenes.yaml")
     with pytest.raises(SystemExit):
         pretrain(["--recipe", recipe, "--clip", str(tmp_path / "none"), "--out", str(tmp_path / "out"), DATA])
-    assert "holds no CLIP; make it with train/pretrain_clip.py" in " ".join(capsys.readouterr().err.split())
+    assert "holds no CLIP; make it with `python -m hf_ris.training.pretraining.clip`" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert not (tmp_path / "out").exists()
