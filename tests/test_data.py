@@ -435,9 +435,7 @@ def test_load_refscenes(cache):
 
 
 def test_load_says_what_it_wants(folder, tmp_path, cache, monkeypatch):
-    wanted = (
-        "give a RefScenes name .refscenes, .* a folder of images or videos with JSONL files .*, or a Hub id"
-    )
+    wanted = "give a RefScenes name .refscenes, .* a folder of images or videos with JSONL files .*, or a Hub id"
     for name in ("refcoco", "./nowhere", "a/b/c", ""):
         with pytest.raises(ValueError, match=wanted):
             load(name)

@@ -158,7 +158,8 @@ def test_paper_configuration():
     """Sizes that the paper prints, and Table 7's parameters without BERT, to which LAVT's own fit."""
     with torch.device("meta"):
         model = MpgLqgnetForReferringSegmentation(MpgLqgnetConfig())
-        lavt = LavtForReferringSegmentation(LavtConfig(vision_config={"name": "swin_base_patch4_window7_224"}))
+        windows = {"name": "swin_base_patch4_window7_224", "arguments": {"window_size": 7}}
+        lavt = LavtForReferringSegmentation(LavtConfig(vision_config=windows))
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     bert = parts.pop("text_encoder")
     assert parts == {

@@ -657,9 +657,13 @@ def test_labels_and_points_meet_where_the_input_is_padded():
     assert torch.equal(extent, torch.tensor([[44 / 64, 40 / 64]])) and torch.equal(label_extent, torch.ones(1, 2))
     masks = F.pad(labels * 40 - 20, (0, 20, 0, 24), value=20.0)[:, None].expand(-1, 3, -1, -1)
     torch.manual_seed(0)
-    losses = model.mask_losses([Prediction(torch.zeros(1, 3, 1), masks)], labels, extent, label_extent)
+    losses = model.mask_losses(
+        [Prediction(torch.zeros(1, 3, 1), masks)], labels, extent, label_extent, lambda mask: mask
+    )
     assert losses["mask"] < 0.5 and losses["dice"] < 0.2
-    shifted = model.mask_losses([Prediction(torch.zeros(1, 3, 1), masks)], labels, label_extent, label_extent)
+    shifted = model.mask_losses(
+        [Prediction(torch.zeros(1, 3, 1), masks)], labels, label_extent, label_extent, lambda mask: mask
+    )
     assert shifted["mask"] > 2
     inputs = {name: value for name, value in batch(model).items() if name in ("input_ids", "attention_mask")}
     outputs = model_of(clip_prior=False)(pixels, inputs["input_ids"][:1], inputs["attention_mask"][:1], labels=labels)
