@@ -11,6 +11,7 @@ from conftest import ROOT
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
+import hf_ris
 from hf_ris.commands.push import main
 from hf_ris.hub import push
 from hf_ris.hub.bundle import measured, pretraining_log, results
@@ -93,9 +94,9 @@ def test_every_card_can_be_rendered(name):
     assert {*template.data.tags, name} == set(card.data.tags) and card.data.license == template.data.license
     for kept in ("Use", "Deviations", "Limits"):
         assert section(template, kept).replace("REPO_ID", "user/mine").strip() in card.text
-    assert (
-        template.text.count(UNTRAINED) == 1 and UNTRAINED not in card.text and '| ours | see "Measured" |' in card.text
-    )
+    if name not in hf_ris.VIDEO_ARCHITECTURES:  # whose card has no line of ours in the paper's table
+        assert template.text.count(UNTRAINED) == 1 and '| ours | see "Measured" |' in card.text
+    assert UNTRAINED not in card.text
     assert card.text.count("\n## Measured\n") == 1 and card.text.count("| refscenes, test |") == 1
 
 
