@@ -461,7 +461,7 @@ def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
 
 
 def test_flops_of_lavt_are_those_of_the_published_program():
-    """398 GFLOP with a multiply-add as two, 20 words, counted on the published program, less what padded tokens cost it.
+    """398 GFLOP with a multiply-add as two, 20 words, counted on the published program, less its padded tokens.
 
     BERT's masks need values.
     """
