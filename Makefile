@@ -11,7 +11,7 @@ check:  ## what style would change, without changing it
 	ruff format --check .
 
 test:  ## the suite of every commit (under 12 minutes on two cores)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 test-slow:  ## everything, long runs and the browser included
 	$(PYTHON) -m pytest -m ""

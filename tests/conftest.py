@@ -1,12 +1,18 @@
 """Fixtures that several files share."""
 
 import math
+import os
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each, also in what the tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parents[1]
