@@ -12,7 +12,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each, also in what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -50,7 +50,8 @@ def grey(image) -> np.ndarray:
         torch.from_numpy(RAMP / 255)[None],
     ],
     ids=lambda value: (
-        f"{type(value).__name__} {value.mode if isinstance(value, Image.Image) else value.dtype} to {np.asarray(value).max()}"
+        f"{type(value).__name__} {value.mode if isinstance(value, Image.Image) else value.dtype}"
+        f" to {np.asarray(value).max()}"
     ),
 )
 def test_grey_values_of_every_scale_are_one_picture(scaled):
