@@ -255,6 +255,16 @@ def test_an_earlier_run_is_told_as_pretraining(tmp_path):
     assert "random start: Apache-2.0" in card  # as the first run's recipe says
     lines = [json.loads(line) for line in pretraining_log(before).splitlines()]
     assert [(line["folder"], line["step"]) for line in lines] == [("encoders", 7), ("first", 40)]
+    bundled = tmp_path / "bundled"  # the first as a bundle tells the same, and what was before it
+    bundled.mkdir()
+    kept = results(tmp_path / "first", [], before[:1])
+    (bundled / "results.json").write_text(json.dumps(kept))
+    (bundled / "recipe.json").write_text(json.dumps(recipe))
+    shutil.copy(tmp_path / "first" / "log.jsonl", bundled)
+    (bundled / "pretraining_log.jsonl").write_text(pretraining_log(before[:1]))
+    encoders, again = results(tmp_path / "second", [], [bundled])["pretraining"]
+    assert encoders["folder"] == "encoders" and (again["recipe"], again["seconds"]) == (recipe, first["seconds"])
+    assert pretraining_log([bundled]) == pretraining_log(before).replace('"first"', '"bundled"')
     with pytest.raises(ValueError, match="--pretraining: .* is of neither"):
         results(tmp_path / "second", [], [tmp_path])
 

@@ -75,40 +75,50 @@ def run_facts(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def pretraining_facts(folder: Path) -> dict[str, Any]:
-    """What train/pretrain_*.py wrote of itself; of an earlier run, its recipe and facts.
+    """What train/pretrain_*.py wrote of itself; of an earlier run, or a bundle of it, its recipe and facts.
 
     Raises:
-        ValueError: a folder of neither.
+        ValueError: a folder of none of them.
     """
     if (folder / "pretraining.json").is_file():
         return json.loads((folder / "pretraining.json").read_text())
-    if not (folder / "run.json").is_file():
+    if (folder / "results.json").is_file() and (folder / "recipe.json").is_file():
+        recipe = json.loads((folder / "recipe.json").read_text())
+        facts = json.loads((folder / "results.json").read_text())
+        del facts["results"]
+    elif (folder / "run.json").is_file():
+        recipe, facts = run_facts(folder)
+    else:
         raise ValueError(
-            f"--pretraining: {folder} is of neither train/pretrain_*.py (no pretraining.json) nor a run (no run.json)."
+            f"--pretraining: {folder} is of neither train/pretrain_*.py (no pretraining.json) nor a run (no run.json) "
+            "nor a bundle (no results.json, recipe.json)."
         )
-    recipe, facts = run_facts(folder)
     return {"recipe": recipe, "seconds": facts.pop("training_seconds"), **facts}
 
 
 def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict[str, Any]:
     """What results.json says: the run's own facts, and each evaluation."""
     recipe, facts = run_facts(run)
+    before = []
+    for folder in pretraining:
+        one = pretraining_facts(folder)
+        before += [*one.pop("pretraining", []), {"folder": folder.name, **one}]  # a bundle has its own
     return {
         "trained_on": [recipe["data"]["name"]],
         **facts,
-        "pretraining": [{"folder": folder.name, **pretraining_facts(folder)} for folder in pretraining],
+        "pretraining": before,
         "results": measured(evaluations),
     }
 
 
 def pretraining_log(pretraining: list[Path]) -> str:
-    """The log lines of all pretrainings, each line with its folder's name."""
-    lines = [
-        json.dumps({"folder": folder.name, **line}) + "\n"
-        for folder in pretraining
-        for line in read_log(folder / "log.jsonl")
-    ]
-    return "".join(lines)
+    """The log lines of all pretrainings, each line with its folder's name, those before a bundle first."""
+    lines = []
+    for folder in pretraining:
+        if (folder / "pretraining_log.jsonl").is_file():
+            lines += read_log(folder / "pretraining_log.jsonl")
+        lines += [{"folder": folder.name, **line} for line in read_log(folder / "log.jsonl")]
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: list[Path]) -> None:
@@ -143,7 +153,7 @@ def main() -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="folders of train/pretrain_*.py, or of earlier runs, that it started from",
+        help="folders of train/pretrain_*.py, of earlier runs or their bundles, that it started from",
     )
     options = parser.parse_args()
     bundle(options.run, options.out, options.evaluations, options.pretraining)
