@@ -55,18 +55,18 @@ def build(comparer: Comparer) -> gr.Blocks:
                     apply_default_css=False,
                     elem_id="ris-compare",
                 )
-            with gr.Tab("Leaderboard", id="leaderboard"):
-                _leaderboard(demo, comparer)
+            with gr.Tab("Leaderboard", id="leaderboard") as tab:
+                _leaderboard(tab, comparer)
             # the tab of moving pictures follows here, in a module of its own
         _events(service)
     demo.queue(max_size=64, default_concurrency_limit=COMPARISONS)
     return demo
 
 
-def _leaderboard(demo: gr.Blocks, comparer: Comparer) -> None:
-    """Table and plots, made anew for every visit since times are those of this machine; and the models' cards."""
+def _leaderboard(tab: gr.Tab, comparer: Comparer) -> None:
+    """Table and plots, made anew whenever the tab is opened since times are this machine's; and the models' cards."""
     board = gr.HTML(apply_default_css=False, elem_id="ris-leaderboard")
-    demo.load(
+    tab.select(
         lambda: leaderboard_html(comparer.zoo.bundled, comparer.seconds),
         outputs=board,
         show_progress="hidden",

@@ -22,6 +22,7 @@ from test_space import ANSWERED, REFUSED, comparing, page, save_tiny_models, sav
 from hf_ris.data.schema import decode_mask
 
 
+FRONT = page.FRONT
 CHROMIUM, DRIVER, NPM = shutil.which("chromium"), shutil.which("chromedriver"), shutil.which("npm")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -203,6 +204,20 @@ def test_enter_segments_and_shift_enter_is_a_new_line(visit, runs, keys):
     assert "2 expressions" in visit.text("status")
 
 
+def test_further_expressions_of_a_scene_take_one_line_until_all_are_wanted(visit):
+    def shown():
+        return [one.text for one in visit.all("[data-part='known'] .ris-known-list button") if one.is_displayed()]
+
+    few = shown()
+    visit.all("[data-part='known'] > button")[0].click()
+    assert 0 < len(few) < len(shown())
+    one = shown()[-1]
+    next(button for button in visit.all(".ris-known-list button") if button.text == one).click()
+    assert one in visit.part("text").get_attribute("value").split("\n")
+    visit.all("[data-part='known'] > button")[0].click()
+    assert shown() == few
+
+
 def test_results_are_marked_as_stale_until_asked_again(visit):
     assert visit.shown("stale") == ""
     visit.write("the moon")
@@ -249,6 +264,22 @@ def test_sliding_redraws_without_a_request(visit, runs):
     visit.run(slide, "[data-part='threshold']", 0.7)
     visit.wait(lambda: visit.text("threshold-value") == "0.70" and visit.pictures() != after)
     assert visit.requests() == requests and runs == []
+
+
+def test_outlines_enclose_what_lies_above_the_threshold(visit):
+    """Border lines of a map, holes and corners that touch included: closed, each in its place."""
+    script = """const [url, done] = arguments; import(url).then(({ outline }) => {
+        const rows = ["......", ".####.", ".#..#.", ".####.", "....#.", "#....#"];
+        const values = Uint8Array.from(rows.join(""), (sign) => (sign === "#" ? 255 : 0));
+        const areaOf = (line) => Math.abs(line.reduce((sum, x, k) => {
+            const [y, a, b] = [line[k + 1], line[(k + 2) % line.length], line[(k + 3) % line.length]];
+            return k % 2 ? sum : sum + x * b - a * y; }, 0)) / 2;
+        done([0.5, 1].map((threshold) => outline({ width: 6, height: 6, values }, threshold).map(areaOf))); })"""
+    url = visit.run("return new URL('gradio_api/file=' + arguments[0] + '/maps.js', document.baseURI).href", str(FRONT))
+    half, all_of_it = visit.driver.execute_async_script(script, url)
+    # pixels less 1/8 for each corner of a line, plus 1/8 where it turns the other way: a pixel alone is a diamond
+    assert sorted(half) == pytest.approx([0.5, 0.5, 2 - 4 / 8, 13 - 5 / 8 + 1 / 8], abs=1e-3)
+    assert all_of_it == []
 
 
 def test_views_and_order_need_no_server(visit):

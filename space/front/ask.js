@@ -19,6 +19,11 @@ export class Ask {
     this.listExamples();
     this.listModels();
     this.listen();
+    new ResizeObserver(([entry]) => {
+      if (entry.contentRect.width === this.width) return; // folding changes the height alone
+      this.width = entry.contentRect.width;
+      this.foldKnown();
+    }).observe(parts.known);
   }
 
   listen() {
@@ -68,7 +73,7 @@ export class Ask {
 
   setPicture(picture, source, example) {
     Object.assign(this, { picture, source, example });
-    const { preview, drop, known, examples } = this.parts;
+    const { preview, drop, examples } = this.parts;
     const scale = Math.min(preview.width / picture.width, preview.height / picture.height);
     const [width, height] = [picture.width * scale, picture.height * scale];
     const context = preview.getContext("2d");
@@ -78,9 +83,33 @@ export class Ask {
     drop.querySelector(".ris-drop-label").textContent = "Change picture";
     drop.setAttribute("aria-label", "Change picture: choose a file, paste or drop one");
     for (const button of examples.children) button.setAttribute("aria-pressed", String(button.dataset.example === example?.name));
-    const more = (example?.known ?? []).filter((text) => !example.expressions.includes(text));
-    known.replaceChildren(...(more.length ? [make("span", { class: "ris-soft" }, "Also true here:")] : []), ...more.slice(0, 12).map((text) =>
+    this.listKnown((example?.known ?? []).filter((text) => !example.expressions.includes(text)));
+  }
+
+  /** Further expressions of an example's scene: one line of them, and all on demand. */
+  listKnown(texts) {
+    const { known } = this.parts;
+    const list = make("div", { class: "ris-known-list" }, texts.map((text) =>
       make("button", { type: "button", title: `Add “${text}”`, click: () => this.addExpression(text) }, text)));
+    const all = make("button", { type: "button", "aria-expanded": "false", click: () => {
+      all.setAttribute("aria-expanded", String(all.getAttribute("aria-expanded") === "false"));
+      this.foldKnown();
+    } });
+    known.replaceChildren(...(texts.length ? [make("span", { class: "ris-soft" }, "Also true:"), list, all] : []));
+    this.foldKnown();
+  }
+
+  foldKnown() {
+    const [, list, all] = this.parts.known.children;
+    if (!list) return;
+    const open = all.getAttribute("aria-expanded") === "true";
+    const buttons = [...list.children];
+    all.textContent = open ? "Fewer" : `All ${buttons.length}`;
+    all.hidden = false;
+    for (const button of buttons) button.hidden = false;
+    const beyond = buttons.filter((button) => button.offsetTop > buttons[0].offsetTop);
+    for (const button of beyond) button.hidden = !open;
+    all.hidden = !beyond.length;
   }
 
   addExpression(text) {

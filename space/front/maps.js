@@ -51,74 +51,90 @@ function samples(from, to) {
 }
 
 /**
- * The border of the mask `values > 255 * threshold` as segments x0, y0, x1, y1, in the map's pixels, between pixels where
- * the map crosses the threshold (marching squares); outside the map there is no mask.
+ * The border of the mask `values > 255 * threshold` as closed lines, each an array of x, y, x, y, ... in the map's pixels,
+ * between pixels where the map crosses the threshold (marching squares); outside the map there is no mask.
+ *
+ * A border crosses a square of four pixels from side to side, and each side belongs to two squares: so a side's number
+ * (2 * square + 1 for its left one, 2 * square for its top one) names a point, and two tables join it to its neighbours.
  */
 export function outline(map, threshold) {
-  const { width, height, values } = map;
+  const across = map.width + 2; // squares in a row, the last for its left side alone
+  const values = padded(map);
   const level = 255 * threshold + 1e-3;
-  const segments = [];
-  const cross = (a, b) => (level - a) / (b - a);
-  for (let y = -1; y < height; y++) {
-    let a = 0;
-    let d = 0;
-    for (let x = -1; x < width; x++) {
-      const inside = x + 1 < width;
-      const b = inside && y >= 0 ? values[y * width + x + 1] : 0;
-      const c = inside && y + 1 < height ? values[(y + 1) * width + x + 1] : 0;
+  const { before, after, x: xs, y: ys } = sides(2 * across * (map.height + 2));
+  const met = [];
+  const join = (from, to) => {
+    if (before[from] < 0) before[from] = to;
+    else after[from] = to;
+    if (before[to] < 0) before[to] = from;
+    else after[to] = from;
+  };
+  for (let y = 0; y <= map.height; y++) {
+    for (let x = 0, at = y * across; x <= map.width; x++, at++) {
+      const a = values[at];
+      const b = values[at + 1];
+      const c = values[at + across + 1];
+      const d = values[at + across];
       const kind = (a > level ? 1 : 0) | (b > level ? 2 : 0) | (c > level ? 4 : 0) | (d > level ? 8 : 0);
-      if (kind !== 0 && kind !== 15) {
-        const x0 = x + 0.5;
-        const y0 = y + 0.5;
-        const ends = {
-          top: () => [x0 + cross(a, b), y0],
-          right: () => [x0 + 1, y0 + cross(b, c)],
-          bottom: () => [x0 + cross(d, c), y0 + 1],
-          left: () => [x0, y0 + cross(a, d)],
-        };
-        for (const [from, to] of SIDES[kind]) segments.push(...ends[from](), ...ends[to]());
+      if (kind === 0 || kind === 15) continue;
+      const top = 2 * at;
+      const left = top + 1;
+      const right = left + 2;
+      const bottom = top + 2 * across;
+      if ((kind & 1) !== ((kind >> 1) & 1)) {
+        xs[top] = x - 0.5 + (level - a) / (b - a);
+        ys[top] = y - 0.5;
+        met.push(top);
       }
-      a = b;
-      d = c;
+      if ((kind & 1) !== (kind >> 3)) {
+        xs[left] = x - 0.5;
+        ys[left] = y - 0.5 + (level - a) / (d - a);
+        met.push(left);
+      }
+      switch (kind < 8 ? kind : 15 - kind) {
+        case 1: join(left, top); break;
+        case 2: join(top, right); break;
+        case 3: join(left, right); break;
+        case 4: join(right, bottom); break;
+        case 5: kind === 5 ? (join(left, top), join(right, bottom)) : (join(left, bottom), join(top, right)); break;
+        case 6: join(top, bottom); break;
+        default: join(left, bottom);
+      }
     }
   }
-  return segments;
-}
-
-/** Segments of `outline` joined at their ends: arrays of x, y, x, y, ... */
-export function joined(segments) {
-  const ends = new Map(); // a point -> the segments that end there, two at most
-  const keyOf = (at) => Math.round(segments[at] * 512) * 4194304 + Math.round(segments[at + 1] * 512);
-  for (let at = 0; at < segments.length; at += 2) {
-    const key = keyOf(at);
-    const known = ends.get(key);
-    if (known === undefined) ends.set(key, [at]);
-    else known.push(at);
-  }
-  const used = new Uint8Array(segments.length / 4);
   const lines = [];
-  for (let first = 0; first < used.length; first++) {
-    if (used[first]) continue;
-    const line = [segments[4 * first], segments[4 * first + 1]];
-    let at = 4 * first + 2; // the end that is reached
-    for (;;) {
-      used[at >> 2] = 1;
-      line.push(segments[at], segments[at + 1]);
-      const next = ends.get(keyOf(at)).find((other) => !used[other >> 2]);
-      if (next === undefined) break;
-      at = next ^ 2; // the other end of that segment
+  for (const first of met) {
+    if (before[first] < 0) continue; // walked already
+    const line = [];
+    for (let at = first, from = before[first]; before[at] >= 0; ) {
+      line.push(xs[at], ys[at]);
+      const next = before[at] === from ? after[at] : before[at];
+      before[at] = -1;
+      from = at;
+      at = next;
     }
     lines.push(line);
   }
   return lines;
 }
 
-const SIDES = [
-  [], [["left", "top"]], [["top", "right"]], [["left", "right"]], [["right", "bottom"]],
-  [["left", "top"], ["right", "bottom"]], [["top", "bottom"]], [["left", "bottom"]], [["left", "bottom"]],
-  [["top", "bottom"]], [["left", "bottom"], ["top", "right"]], [["right", "bottom"]], [["left", "right"]],
-  [["top", "right"]], [["left", "top"]], [],
-];
+/** A map's values with a row or column of nothing on every side, made once. */
+function padded(map) {
+  if (map.padded) return map.padded;
+  const across = map.width + 2;
+  map.padded = new Uint8Array(across * (map.height + 2));
+  for (let y = 0; y < map.height; y++) map.padded.set(map.values.subarray(y * map.width, (y + 1) * map.width), (y + 1) * across + 1);
+  return map.padded;
+}
+
+const room = { size: 0 };
+
+/** Tables for so many sides, the same for every outline; `before` is -1 everywhere, as each outline leaves it. */
+function sides(size) {
+  if (room.size < size)
+    Object.assign(room, { size, before: new Int32Array(size).fill(-1), after: new Int32Array(size), x: new Float32Array(size), y: new Float32Array(size) });
+  return room;
+}
 
 /**
  * What is needed to measure a map's mask at any threshold without looking at its pixels again: for each value, how many
@@ -170,12 +186,19 @@ export function agreement(maps, thresholds) {
   const marks = new Uint32Array(width * height); // bit m: model m's mask has this pixel
   maps.forEach((map, m) => {
     const level = 255 * thresholds[m];
-    for (let k = 0; k < marks.length; k++) if (map.values[k] > level) marks[k] |= 1 << m;
+    const bit = 1 << m;
+    const { values } = map;
+    for (let k = 0; k < marks.length; k++) if (values[k] > level) marks[k] |= bit;
   });
   const kinds = new Map(); // how many pixels are marked by exactly these models
-  for (const mark of marks) kinds.set(mark, (kinds.get(mark) ?? 0) + 1);
-  const bits = new Map([...kinds.keys()].map((mark) => [mark, maps.map((_, m) => (mark >>> m) & 1)]));
-  const votesOf = new Map([...bits].map(([mark, one]) => [mark, one.reduce((sum, bit) => sum + bit, 0)]));
+  const values = new Uint8Array(marks.length);
+  for (let k = 0; k < marks.length; ) {
+    const mark = marks[k];
+    const start = k;
+    while (k < marks.length && marks[k] === mark) k++; // neighbours are mostly alike
+    kinds.set(mark, (kinds.get(mark) ?? 0) + k - start);
+    if (mark) values.fill(ones(mark), start, k);
+  }
   const overlap = (first, second) => {
     let both = 0;
     let either = 0;
@@ -186,13 +209,19 @@ export function agreement(maps, thresholds) {
     }
     return either ? both / either : 1;
   };
-  const has = (m) => (mark) => bits.get(mark)[m];
-  const agree = maps.map((_, m) => overlap(has(m), (mark) => 2 * votesOf.get(mark) > number) >= 0.5);
+  const has = (m) => (mark) => (mark >>> m) & 1;
+  const agree = maps.map((_, m) => overlap(has(m), (mark) => 2 * ones(mark) > number) >= 0.5);
   const pairs = maps.map((_, a) => maps.map((_, b) => (a === b ? 1 : overlap(has(a), has(b)))));
   const means = pairs.map((row) => (row.reduce((sum, value) => sum + value, 0) - 1) / Math.max(1, number - 1));
   const least = means.indexOf(Math.min(...means));
   const others = means.filter((_, m) => m !== least);
   const odd = number > 2 && !agree[least] && Math.min(...others) - means[least] > 0.1 ? least : null;
-  const values = Uint8Array.from(marks, (mark) => votesOf.get(mark));
   return { votes: { width, height, values }, agree, pairs, odd };
+}
+
+/** How many bits of a number are set. */
+function ones(mark) {
+  let number = 0;
+  for (let rest = mark; rest; rest &= rest - 1) number++;
+  return number;
 }

@@ -13,6 +13,7 @@ export class Matrix {
   constructor(container, open) {
     Object.assign(this, { container, open, comparison: null, view: "outlines", order: "name", alone: null });
     this.width = 0;
+    this.changed = new Set();
     new ResizeObserver(() => this.resized()).observe(container);
   }
 
@@ -53,7 +54,7 @@ export class Matrix {
       "aria-label": `Threshold of ${model.title}`,
       input: (event) => {
         model.threshold = Number(event.target.value);
-        this.redrawSoon();
+        this.redrawSoon([model]);
       },
     });
     return make("th", { scope: "col", "data-model": model.key }, name, facts, slider);
@@ -107,11 +108,13 @@ export class Matrix {
     this.redraw();
   }
 
-  /** Draw the cells anew in the next frame, and agreement in the one after it; several calls until then are one. */
-  redrawSoon() {
+  /** Draw models' cells anew in the next frame, and agreement in the one after it; several calls until then are one. */
+  redrawSoon(models = this.models) {
+    for (const model of models) this.changed.add(model);
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
-      for (const model of this.models) this.redrawModel(model);
+      for (const model of this.changed) if (this.models.includes(model)) this.redrawModel(model);
+      this.changed.clear();
       this.later ??= requestAnimationFrame(() => {
         this.later = null;
         this.redrawAgreement();
@@ -211,8 +214,10 @@ export class Matrix {
     cell.button.title = `${model.title}: ${verdict}${said}`;
     cell.button.classList.toggle("ris-wrong", right === false);
     cell.caption.className = "ris-caption";
-    const mark = right === null ? null : make("b", { class: right ? "ris-good" : "ris-bad" }, `${right ? "✓" : "✗"} ${iou.toFixed(2)}`);
-    cell.caption.replaceChildren(...[mark, make("span", {}, area ? score.toFixed(2) : "nothing")].filter(Boolean));
+    if (!cell.mark) cell.caption.replaceChildren((cell.mark = make("b")), (cell.score = make("span")));
+    cell.mark.className = right ? "ris-good" : "ris-bad";
+    cell.mark.textContent = right === null ? "" : `${right ? "✓" : "✗"} ${iou.toFixed(2)}`;
+    cell.score.textContent = area ? score.toFixed(2) : "nothing";
   }
 
   redrawAgreement() {
