@@ -93,8 +93,8 @@ def leaderboard_html(entries: list[Entry], seconds: Callable[[Entry], float | No
     plots = "".join((_splits_plot(rows), _kinds_plot(rows), _size_plot(rows)))
     return (
         "<div class='ris-board ris-colours'><p>RefScenes, 2,000 scenes of each split, protocol <code>original</code>, "
-        "measured by <code>hf-ris evaluate</code>; the files are <code>results.json</code> beside the bundled models. These are "
-        "tiny models on drawn scenes: the numbers say nothing of photographs or of the papers' models.</p>"
+        "measured by <code>hf-ris evaluate</code>; the files are <code>results.json</code> beside the bundled models. "
+        "These are tiny models on drawn scenes: the numbers say nothing of photographs or of the papers' models.</p>"
         f"{_table(rows)}<div class='ris-plots'>{plots}</div></div>"
     )
 
