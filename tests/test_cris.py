@@ -335,6 +335,7 @@ def test_numerics_are_frozen():
     torch.testing.assert_close(logits[:, 8, ::5], expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_torch_export_with_free_batch_sizes():
     assert_exports(tiny_model(), tiny_inputs(), 60, "logits")
 

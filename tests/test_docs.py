@@ -211,6 +211,7 @@ def add_tiny(hub: HubServer, tiny_trio, name: str, folder: Path) -> None:
     hub.add(f"user/{name}", folder / name)
 
 
+@pytest.mark.slow
 def test_python_of_the_cards(tiny_trio, tmp_path):
     """All of them in one process, which has neither this package nor weights at hand."""
     Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(tmp_path / "photo.jpg")

@@ -211,6 +211,7 @@ def test_paper_configuration():
     assert model.neck.text.weight.shape == (512, 512) and model.pooling.attention.embed_dim == 1024
 
 
+@pytest.mark.slow
 def test_torch_export_with_free_batch_sizes():
     assert_exports(model_of(), batch(), 60, "query_logits", rtol=1e-4)
 

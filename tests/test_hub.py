@@ -218,6 +218,7 @@ def assert_loads(hub: HubServer, names: list[str], cwd: Path, hide: str = "", **
         assert gap <= 1e-6 and same_masks and kind == "RisImageProcessor" and full_precision, (name, told[name])
 
 
+@pytest.mark.slow
 def test_pushed_models_are_whole_and_load_without_the_package(tmp_path):
     with HubServer() as hub:
         push_models(hub, ["lavt", "vatex"], tmp_path)

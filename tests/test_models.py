@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -257,26 +258,27 @@ def test_pipeline(tiny):
     assert [len(one) for one in batch] == [2, 1]
 
 
-def test_overfits_one_batch(tiny_trio):
-    for name in ARCHITECTURES:
-        model, processor = tiny_trio(name, fresh=True)
-        model.train()
-        inputs = processor(pictures(2), [SENTENCES[:2], SENTENCES[2:4]], [squares(2), squares(2)])
-        optimizer = torch.optim.AdamW(model.parameters())
-        first = None
-        for step in range(70):
-            optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (70 - step) / 30)  # it settles, in any order of sums
-            loss = model(**inputs).loss
-            first = first if first is not None else loss.item()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            predicted = model(**inputs).logits.sigmoid() > processor.threshold
-        targets = torch.nn.functional.interpolate(inputs["labels"][:, None], size=predicted.shape[-2:])[:, 0] > 0.5
-        iou = (predicted & targets).sum((1, 2)) / (predicted | targets).sum((1, 2))
-        assert loss.item() < first / 3, f"{name}: loss {first} -> {loss.item()}"
-        assert iou.mean() > 0.7, f"{name}: IoU {iou.tolist()}"
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_overfits_one_batch(name, tiny_trio):
+    side = tiny_trio(name)[0].config.image_size // 2  # a quarter of the time
+    model, processor = build_tiny(name, f"model.image_size={side}")
+    model.train()
+    inputs = processor(pictures(2), [SENTENCES[:2], SENTENCES[2:4]], [squares(2), squares(2)])
+    optimizer = torch.optim.AdamW(model.parameters())
+    first = None
+    for step in range(70):
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1.0, (70 - step) / 30)  # it settles, in any order of sums
+        loss = model(**inputs).loss
+        first = first if first is not None else loss.item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        predicted = model(**inputs).logits.sigmoid() > processor.threshold
+    targets = torch.nn.functional.interpolate(inputs["labels"][:, None], size=predicted.shape[-2:])[:, 0] > 0.5
+    iou = (predicted & targets).sum((1, 2)) / (predicted | targets).sum((1, 2))
+    assert loss.item() < first / 3, f"loss {first} -> {loss.item()}"
+    assert iou.mean() > 0.7, f"IoU {iou.tolist()}"
 
 
 def test_bfloat16_autocast(tiny):
@@ -293,6 +295,7 @@ def test_bfloat16_autocast(tiny):
     assert (outputs.logits.sigmoid() - reference.logits.sigmoid()).abs().mean() < 0.05
 
 
+@pytest.mark.slow
 def test_compiles(tiny):
     model, processor = tiny
     inputs = processor(pictures(1), [SENTENCES[:2]])

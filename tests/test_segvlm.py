@@ -242,6 +242,7 @@ def test_loss_is_equation_8():
     assert set(alone.losses) == {"dice"} and alone.loss == alone.losses["dice"]
 
 
+@pytest.mark.slow
 def test_export_keeps_numbers_with_more_expressions_than_traced():
     """torch.export with any number of images, expressions and words: the deformable convolution included."""
     model = model_of().eval()

@@ -262,8 +262,14 @@ def test_run_folder_holds_what_describes_the_run(trained):
 
 @pytest.mark.parametrize(
     "extra",
-    [[], [*TINY_LAVT, "training.ema_decay=0.9", "training.accumulation=2", "training.workers=1"]],
-    ids=["lts", "lavt"],
+    [
+        pytest.param([], id="lts"),
+        pytest.param(
+            [*TINY_LAVT, "training.ema_decay=0.9", "training.accumulation=2", "training.workers=1"],
+            marks=pytest.mark.slow,
+            id="lavt",
+        ),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, extra):
     whole = run(tmp_path / "whole", *extra) if extra else trained
@@ -294,7 +300,7 @@ def test_accumulated_pieces_count_every_expression_alike(tmp_path):
     # batch statistics depend on the pieces: keep them fixed, and train what lies behind them
     rules = "optimizer.rules=[{pattern: ., freeze: true, eval_mode: true}, {pattern: localization, freeze: false}]"
     norms = []
-    for pieces in (1, 2, 4):
+    for pieces in (1, 4):
         # all expressions of an image: images have different numbers of them
         folder = run(
             tmp_path / str(pieces),
@@ -305,7 +311,7 @@ def test_accumulated_pieces_count_every_expression_alike(tmp_path):
             "1",
         )
         norms.append((log_of(folder)[0]["gradient_norm"], log_of(folder)[0]["loss"]))
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4) and norms[0] == pytest.approx(norms[2], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_a_frozen_encoder_keeps_weights_and_batch_statistics(trained, tmp_path):

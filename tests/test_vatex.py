@@ -196,6 +196,7 @@ def test_other_backbones_of_the_paper(name):
     assert [tuple(level.shape) for level in levels] == [(1, 256, side, side) for side in (15, 30, 60, 120)]
 
 
+@pytest.mark.slow
 def test_export_keeps_numbers_with_more_expressions_than_traced():
     """torch.export without a pixel_mask, whose padding would decide what is run, with any number of expressions."""
     model = model_of()

@@ -136,6 +136,7 @@ def test_overfits_one_batch(tiny_trio):
         assert loss.item() < first / 3 and iou.mean() > 0.7, (first, loss.item(), iou.tolist())
 
 
+@pytest.mark.slow
 def test_compiles(tiny):
     model, processor = tiny
     inputs = processor(clip(2), SENTENCES[:2])
