@@ -1,5 +1,6 @@
 """From a folder to a model, by the documented commands alone: fine-tuning, what the run shows, pushing, loading."""
 
+import io
 import json
 import os
 import re
@@ -9,15 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, forget_accelerator
 from hub_server import HubServer
-from PIL import Image
+from PIL import Image, ImageChops
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoProcessor
 
 from hf_ris.__main__ import main
 from hf_ris.commands.train import main as train
 from hf_ris.data import load, write_example_folder
-from hf_ris.training.build import build_rows, set_apart
+from hf_ris.training.build import build_rows, extend_vocabulary, set_apart
 from hf_ris.training.recipe import DataRecipe, load_recipe
 
 
@@ -66,7 +69,7 @@ def test_recipes_of_fine_tuning_say_what_they_lack():
     with pytest.raises(ValueError, match="data.validation_fraction must be at least 0 and below 1, got 1.5"):
         load_recipe("clipseg/finetune", ["data.validation_fraction=1.5"])
     with pytest.raises(ValueError, match="extend_vocabulary is for a whole checkpoint"):
-        load_recipe("clipseg/finetune", ["initialize.extend_vocabulary=true"])
+        load_recipe("clipseg/finetune", ["initialize.extend_vocabulary=unknown"])
 
 
 def test_the_documented_commands_work(example, clipseg, tmp_path, monkeypatch, capsys):
@@ -87,7 +90,7 @@ def test_the_documented_commands_work(example, clipseg, tmp_path, monkeypatch, c
             arguments = [*arguments, *SHORT]
         main(arguments)
         ran.append(verb)
-    assert ran == ["describe", "train", "train", "evaluate", "draw", "draw"]
+    assert ran == ["describe", "train", "train", "evaluate", "draw", "draw", "draw"]
     assert "the same unknown" not in capsys.readouterr().err
     for folder in (Path("outputs/mine"), Path("outputs/more")):
         names = {path.name for path in (folder / "figures").iterdir()}
@@ -98,26 +101,76 @@ def test_the_documented_commands_work(example, clipseg, tmp_path, monkeypatch, c
     assert page.count("<section>") == 6 and "worst: " in page and "best: " in page
     assert Image.open("outputs/mine/figures/step_00000004.png").width == 4 * (200 + 14) + 14
     assert Path("worst.html").exists() and Path("mine.png").exists() and Path("sheet.png").exists()
-    events = list(Path("outputs/mine/tracking").rglob("*tfevents*"))
-    assert any(b"validation/answers" in path.read_bytes() for path in events)
+    assert Image.open("beside_the_truth.png").width == 2 * Image.open("mine.png").width - 14  # truth and agreement too
+    told = EventAccumulator(str(next(Path("outputs/mine/tracking").rglob("*tfevents*")).parent)).Reload()
+    pictures = {event.step: event.encoded_image_string for event in told.Images("validation/answers")}
+    assert_pictures({step: io.BytesIO(content) for step, content in pictures.items()}, Path("outputs/mine"))
+
+
+def assert_pictures(told: dict, folder: Path) -> None:
+    """What a tracker was told, by step, is what the run's own folder shows."""
+    assert told.keys() == {0, 2, 4}
+    for step, file in told.items():
+        own = Image.open(folder / "figures" / f"step_{step:08d}.png")
+        assert ImageChops.difference(Image.open(file).convert("RGB"), own).getbbox() is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trackio_gets_the_pictures(example, clipseg, tmp_path):
+    """In a process of its own, since trackio chooses its folder when it is imported."""
+    words = ["train", "clipseg/finetune", f"initialize.weights={clipseg}", f"data.name={example}", *SHORT]
+    words += [f"output_dir={tmp_path / 'run'}", "tracking.name=trackio", "tracking.project=mine"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run([sys.executable, "-m", "hf_ris", *words], env=environment, check=True)
+    pictures = list((tmp_path / "trackio" / "media").rglob("*.png"))
+    assert_pictures({int(path.parent.name): path for path in pictures}, tmp_path / "run")
 
 
 def test_words_are_told_and_can_be_added(tmp_path, capsys):
     folder = write_example_folder(tmp_path / "crimson")
     said = (folder / "train.jsonl").read_text().replace("the red ball", "the crimson ball")
     (folder / "train.jsonl").write_text(said)
-    of = [f"initialize.weights={ROOT / 'space/checkpoints/lts-refscenes'}", f"data.name={folder}", *SHORT]
+    of = [
+        f"initialize.weights={ROOT / 'space/checkpoints/lts-refscenes'}",
+        f"data.name={folder}",
+        "training.batch_size=2",
+    ]
+    of += ["training.max_steps=1", "evaluation.at_start=false", "evaluation.pictures=0"]
     forget_accelerator()
     train(["finetune", *of, f"output_dir={tmp_path / 'told'}"])
     told = capsys.readouterr().out
     assert re.search(
-        "are not in the vocabulary, such as .*'crimson'.*; initialize.extend_vocabulary=true adds them", told
+        "are not in the vocabulary, such as .*'crimson'.*; initialize.extend_vocabulary=unknown adds them", told
     )
     forget_accelerator()
-    train(["finetune", *of, f"output_dir={tmp_path / 'added'}", "initialize.extend_vocabulary=true"])
+    train(["finetune", *of, f"output_dir={tmp_path / 'added'}", "initialize.extend_vocabulary=unknown"])
     assert "2 words of the data are added to the vocabulary" in capsys.readouterr().out
     processor = AutoProcessor.from_pretrained(tmp_path / "added/best")
     assert not processor.unknown_words(["the crimson ball"]).unknown
+
+
+def test_words_get_tokens_of_their_own(tiny_trio):
+    """In word tables (LTS), BERT (LAVT) and CLIP (SegVLM, CLIPSeg); known words are read and answered as before."""
+    texts = ["a tar star, left of a qux", "a tar"]
+    for name in ("lts", "lavt", "segvlm", "clipseg_ris"):
+        model, processor = tiny_trio(name, fresh=True)
+        inputs, rows = processor(Image.new("RGB", (64, 64), "red"), "the star"), len(processor.tokenizer)
+        with torch.no_grad():
+            before = model(**inputs).logits
+        unknown = ["tar", "qux"] if name == "lts" else []  # the others spell them
+        assert extend_vocabulary(model, processor, texts) == unknown
+        assert extend_vocabulary(model, processor, texts, spelled=True) == ([] if unknown else ["tar", "qux"])
+        assert processor(Image.new("RGB", (64, 64)), "the star")["input_ids"].tolist() == inputs["input_ids"].tolist()
+        (ids,) = processor.tokenizer(["tar star qux"], add_special_tokens=False)["input_ids"]
+        assert (ids[0], ids[2]) == (rows, rows + 1) and ids[1] < rows and len(ids) == 3
+        table = model.get_input_embeddings().weight.detach()
+        assert len(table) == rows + 2 == model.word_config.vocab_size
+        lengths, usual = table[rows:].norm(dim=1), table[2:rows].norm(dim=1).mean()
+        assert (lengths > 0.5 * usual).all() and (lengths < 2 * usual).all()
+        assert (table[rows] - table[rows + 1]).norm() > 0.5 * usual  # told apart even by a frozen encoder
+        with torch.no_grad():
+            torch.testing.assert_close(model(**inputs).logits, before, atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,8 +194,6 @@ def build_model(recipe: Recipe, dataset: Dataset):
         _load_part(model, "vision_encoder", recipe.initialize.vision_encoder)
         _load_part(model, "text_encoder", recipe.initialize.text_encoder, processor)
         _load_clip(model, processor, recipe.initialize)
-    if recipe.processor.add_words:
-        add_words(model, processor, dataset)
     # of a checkpoint, whose config may be overridden, and whose weights will not be those that were calibrated
     processor.enlarges, processor.calibration = processor.settings(model.config)["enlarges"], None
     if recipe.processor.threshold is not None:
@@ -237,44 +235,42 @@ def _own_fields(config) -> dict[str, Any]:
     }
 
 
-def add_words(model: torch.nn.Module, processor, dataset: Dataset) -> list[str]:
-    """Tokens for the corpus's words that the tokenizer cuts into pieces or does not know; returns them.
-
-    Raises:
-        ValueError: an architecture without CLIP's text encoder, whose word table is the one that can grow.
-    """
-    encoders = [module for module in model.modules() if isinstance(module, ClipTextEncoder)]
-    if not encoders:
-        raise ValueError(f"processor.add_words is for CLIP's text encoder; {type(model).__name__} has none.")
-    tokenizer = processor.tokenizer
-    words = [word for word in corpus_words(expression_texts(dataset), 1) if len(tokenizer.tokenize(word)) != 1]
-    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
-    for encoder in encoders:
-        table = encoder.tower.token_embedding
-        grown = torch.nn.Embedding(len(tokenizer), table.embedding_dim)
-        with torch.no_grad():  # new rows as long as the old ones, in random directions
-            grown.weight.mul_(table.weight.std())
-            grown.weight[: table.num_embeddings] = table.weight
-        encoder.tower.token_embedding = grown
-    model.config.clip_config.vocab_size = len(tokenizer)
-    return words
-
-
 def _tell_vocabulary(model: torch.nn.Module, processor, recipe: InitializeRecipe, dataset: Dataset) -> None:
-    """Says how many of the data's words the checkpoint does not know; adds them if `extend_vocabulary` asks for it."""
+    """Says how many of the data's words the checkpoint does not know; adds words if `extend_vocabulary` asks for it."""
+    if recipe.extend_vocabulary != "no":
+        added = extend_vocabulary(model, processor, expression_texts(dataset), recipe.extend_vocabulary == "spelled")
+        such = f", such as {', '.join(map(repr, added[:5]))}" if added else ""
+        PartialState().print(f"{len(added)} words of the data are added to the vocabulary{such}")
+        return
     found = processor.unknown_words(expression_texts(dataset))
-    if recipe.extend_vocabulary:
-        words = corpus_words(map(processor.clean, expression_texts(dataset)))
-        added = processor.tokenizer.add_tokens([word for word in words if _unknown(processor.tokenizer, word)])
-        if added:
-            model.resize_token_embeddings(len(processor.tokenizer))
-        print(f"{added} words of the data are added to the vocabulary; their rows start as the mean of the others")
-    elif found.unknown:
-        print(f"{found}; initialize.extend_vocabulary=true adds them")
+    if found.unknown:
+        PartialState().print(f"{found}; initialize.extend_vocabulary=unknown adds them")
 
 
-def _unknown(tokenizer, word: str) -> bool:
-    return tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+def extend_vocabulary(model: torch.nn.Module, processor, texts: Iterable[str], spelled: bool = False) -> list[str]:
+    """Tokens of their own for words of `texts` that the tokenizer does not know; returns them, frequent ones first.
+
+    Their rows of the word table are as long as the others and point in random directions, so that words differ from
+    each other even where the text encoder is not trained. Known words keep their tokens, also inside longer ones.
+
+    Args:
+        spelled: also words that the tokenizer cuts into pieces.
+    """
+    tokenizer = processor.tokenizer
+
+    def is_lacking(word: str) -> bool:
+        tokens = tokenizer(word, add_special_tokens=False)["input_ids"]
+        return tokenizer.unk_token_id in tokens or spelled and len(tokens) > 1
+
+    words = [word for word in corpus_words(map(processor.clean, texts)) if word[0].isalnum() and is_lacking(word)]
+    tokenizer.add_tokens([AddedToken(word, single_word=True, normalized=True) for word in words])
+    old = model.get_input_embeddings()
+    if len(tokenizer) > old.num_embeddings:  # public tables have spare rows
+        scale, rows = old.weight.std().item(), old.num_embeddings
+        table = model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            table.weight[rows:].normal_(0.0, scale)
+    return words
 
 
 def _load_glove(model: torch.nn.Module, processor, recipe: InitializeRecipe) -> None:

@@ -41,12 +41,17 @@ class Figures:
         self.best: list[tuple] = []
 
     def _spread(self) -> list[int]:
-        """Ids of `count` expressions, spread over the images, at most one of an image."""
-        said = self.validation.select_columns(["expressions"])
-        places = [place for place, entry in enumerate(said["expressions"]) if entry]
-        count = min(self.count, len(places))
-        rows = [said[places[index * len(places) // count]]["expressions"] for index in range(count)]
-        return [int(row[index % len(row)]["expression_id"]) for index, row in enumerate(rows)]
+        """Ids of `count` expressions, spread over the images, several of an image only where there are too few."""
+        rows = [row for row in self.validation.select_columns(["expressions"])["expressions"] if row]
+        images = min(self.count, len(rows))
+        rows = [rows[index * len(rows) // images] for index in range(images)]
+        rounds = [
+            row[(index + turn) % len(row)]["expression_id"]
+            for turn in range(max(map(len, rows)))
+            for index, row in enumerate(rows)
+            if turn < len(row)
+        ]
+        return [int(identity) for identity in rounds[: self.count]]
 
     def look(self, metadata: dict[str, Any], answer: np.ndarray, truth: np.ndarray) -> None:
         """Take note of one answer, as `evaluate_model` calls it. answer, truth: bool (H, W)."""

@@ -34,15 +34,12 @@ class ProcessorRecipe:
         manner, with `[CLS]`, `[SEP]` and letters; `clip` is CLIP's, which open_clip carries; `vocabulary` reads a word
         vocabulary from `path`, a word a line; `pretrained` loads `path`, a name on the Hub or a folder.
     min_count: words seen less often in the corpus become [UNK].
-    add_words: of the corpus, those that a checkpoint's tokenizer does not hold whole get tokens of their own, whose
-        vectors are drawn anew.
     threshold: of the probability; None is the architecture's own.
     """
 
     tokenizer: Literal["corpus", "wordpiece", "clip", "vocabulary", "pretrained"] = "corpus"
     path: str | None = None
     min_count: int = 1
-    add_words: bool = False
     threshold: float | None = None
 
 
@@ -53,7 +50,8 @@ class InitializeRecipe:
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
         checkpoint, whose config the recipe's `model` fields then override. A video architecture also takes a checkpoint
         of its image architecture.
-    extend_vocabulary: of a whole checkpoint, by the words of the training expressions that it does not know.
+    extend_vocabulary: of a whole checkpoint, by words of the training expressions, whose vectors are drawn at random:
+        those that are `unknown` to its tokenizer, or also those that it cuts into pieces (`spelled`).
     glove: a GloVe text file for the word embedding of a Bi-GRU.
     vision_encoder: a safetensors file of the vision encoder's own weights, as `training.pretraining.vision`
         and `.regions` write it.
@@ -62,7 +60,7 @@ class InitializeRecipe:
     """
 
     weights: str = "scratch"
-    extend_vocabulary: bool = False
+    extend_vocabulary: Literal["no", "unknown", "spelled"] = "no"
     glove: str | None = None
     vision_encoder: str | None = None
     text_encoder: str | None = None
@@ -253,7 +251,7 @@ class Recipe:
             raise ValueError(
                 "This recipe starts from a whole checkpoint: give its folder or Hub id, as initialize.weights=FOLDER."
             )
-        if self.initialize.extend_vocabulary and not whole:
+        if self.initialize.extend_vocabulary != "no" and not whole:
             raise ValueError("initialize.extend_vocabulary is for a whole checkpoint as initialize.weights.")
         for rule in self.optimizer.rules:
             if rule.eval_mode and not rule.freeze:
