@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hf_ris.data.schema import encode_mask
 from hf_ris.models.images_ris import as_pil
+from hf_ris.processes import agreed
 
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -66,7 +68,8 @@ def label(
         counts: images, expressions, dropped.
 
     Raises:
-        ValueError: no images, an unfinished run with other settings, or a finished one.
+        ValueError: no images, a folder that another run still writes, an unfinished run with other settings, or a
+            finished one, or no answer that scored enough; in every process.
     """
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score is a score in [0, 1], got {min_score}.")
@@ -77,22 +80,20 @@ def label(
         if unknown:
             raise ValueError(f"There is no image {unknown[0]} in {images}, of which expressions are given.")
         names = [name for name in names if expressions.get(name)]
-    progress = _Progress(out, {"model": model, "min_score": min_score, "images": str(images)}, split, accelerator)
-    done = progress.done()
-    left = [name for name in names if name not in done]
-    own = left[accelerator.process_index :: accelerator.num_processes]
-    for name in tqdm(own, unit="image", disable=not accelerator.is_main_process):
-        texts = expressions.get(name, []) if isinstance(expressions, Mapping) else expressions
-        progress.add(name, _answers(pipe, images / name, list(texts), min_score))
-        target = out / "images" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(images / name, target)
-    accelerator.wait_for_everyone()
-    counts = {}
-    if accelerator.is_main_process:
-        counts = progress.finish(names)
-    accelerator.wait_for_everyone()
-    return counts
+    with _Progress(
+        out, {"model": model, "min_score": min_score, "images": str(images)}, split, accelerator
+    ) as progress:
+        done = progress.done()
+        left = [name for name in names if name not in done]
+        own = left[accelerator.process_index :: accelerator.num_processes]
+        for name in tqdm(own, unit="image", disable=not accelerator.is_main_process):
+            texts = expressions.get(name, []) if isinstance(expressions, Mapping) else expressions
+            progress.add(name, _answers(pipe, images / name, list(texts), min_score))
+            target = out / "images" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(images / name, target)
+        accelerator.wait_for_everyone()
+        return agreed(lambda: progress.finish(names))
 
 
 def _answers(pipe, path: Path, texts: list[str], min_score: float) -> dict[str, Any]:
@@ -113,19 +114,34 @@ def _answers(pipe, path: Path, texts: list[str], min_score: float) -> dict[str, 
 
 
 class _Progress:
-    """What is done, a line per image, in `progress/<process>.jsonl`; a half-written last line is forgotten."""
+    """What is done, a line per image, in `progress/<process>.jsonl`; a half-written last line is forgotten.
+
+    As a context it is locked: workers may outlive a killed launch, and would write beside those that go on.
+    """
 
     def __init__(self, out: Path, settings: dict[str, Any], split: str, accelerator: Accelerator):
         self.out, self.settings, self.split, self.folder = out, settings, split, out / "progress"
-        self.accelerator, known = accelerator, out / "progress" / "settings.json"
-        if accelerator.is_main_process:
-            if (out / f"{split}.jsonl").exists():
-                raise ValueError(f"{out} is finished already: give a new folder.")
-            if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
-                raise ValueError(f"{out} was begun with other settings ({known}): give them again, or a new folder.")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(settings), encoding="utf-8")
-        accelerator.wait_for_everyone()
+        self.accelerator, self._lock = accelerator, FileLock(self.folder / ".lock", timeout=0)
+
+    def __enter__(self) -> "_Progress":
+        agreed(self._begin)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.release()
+
+    def _begin(self) -> None:
+        known = self.folder / "settings.json"
+        if (self.out / f"{self.split}.jsonl").exists():
+            raise ValueError(f"{self.out} is finished already: give a new folder.")
+        if known.exists() and json.loads(known.read_text(encoding="utf-8")) != self.settings:
+            raise ValueError(f"{self.out} was begun with other settings ({known}): give them again, or a new folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"{self.out} is being written by another run that still goes on.") from error
+        known.write_text(json.dumps(self.settings), encoding="utf-8")
 
     def done(self) -> dict[str, dict[str, Any]]:
         """By image, its line; read by every process before anyone writes."""

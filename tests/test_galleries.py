@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 from accelerate import Accelerator
+from filelock import FileLock
 from PIL import Image
 from saved_baselines import save_sam3
 
 from hf_ris import pipeline
 from hf_ris.__main__ import main
-from hf_ris.data import decode_mask, expression_mask, load, load_refscenes
+from hf_ris.data import decode_mask, expression_mask, load, load_refscenes, write_example_folder
 from hf_ris.evaluation.galleries import choose, iou, strips_of
 from hf_ris.labelling import label
 from hf_ris.metrics import expression_metadata, prediction_line
@@ -97,6 +98,27 @@ def test_draw_makes_pages_and_figures(files, tmp_path, capsys):
         assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
 
 
+def draw_beside_the_truth(teacher, folder, capsys) -> None:
+    """A photo of a data set by its path, name or number: truth and agreement where the data say the same of it."""
+    data = write_example_folder(folder / "my_data", 2)
+    said = load(data)[1]["expressions"][0]["text"]
+    draw = ["draw", "--model", teacher, "--data", str(data), "--split", "train"]
+    for photo in (str(data / "images/001.jpg"), "images/001.jpg", "1"):
+        main([*draw, photo, said.upper(), "a star", str(folder / "truth.html")])
+        page = (folder / "truth.html").read_text()
+        assert re.findall("</i>([a-z]+)|<figcaption dir='auto'>([a-z]+)", page) == [
+            *(("", "image"), ("truth", ""), ("answer", ""), ("", "agreement")),
+            *(("", "image"), ("answer", "")),  # of what the data do not say
+        ]
+    for words, message in (
+        ([*draw, "lost.jpg", said, "x.png"], "has no image lost.jpg among its 2, which are called as images/000.jpg"),
+        ([*draw[:3], "--split", "train", "a.png", said, "x.png"], "--split would be ignored"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert message in capsys.readouterr().err
+
+
 def test_draw_and_label_by_a_baseline(tmp_path, capsys):
     """A photo's mask as a picture, and a data set that a teacher draws, which goes on after it was killed."""
     teacher = f"sam3:{save_sam3(tmp_path / 'sam3')}"
@@ -107,6 +129,7 @@ def test_draw_and_label_by_a_baseline(tmp_path, capsys):
         Image.fromarray(random.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(photos / name)
     main(["draw", "--model", teacher, str(photos / "a.png"), "a cup", "star", str(tmp_path / "out.png"), "--heatmap"])
     assert Image.open(tmp_path / "out.png").width == 3 * (400 + 14) + 14
+    draw_beside_the_truth(teacher, tmp_path, capsys)
 
     pipe = pipeline(teacher, "cpu")
     pipe.model.score_threshold = 0.0
@@ -127,6 +150,8 @@ def test_draw_and_label_by_a_baseline(tmp_path, capsys):
     part.write_text(part.read_text() + '{"file_name": "c.jpg", "obj')  # killed while it wrote
     with pytest.raises(ValueError, match="begun with other settings"):
         label(pipe, *arguments, **settings | {"min_score": 0.9})
+    with FileLock(tmp_path / "labelled/progress/.lock"), pytest.raises(ValueError, match="another run that still goes"):
+        label(pipe, *arguments, **settings)
     calls.clear()
     counts = label(lambda image, texts: calls.append(texts) or pipe(image, texts), *arguments, **settings)
     assert len(calls) == 2  # the first image was not asked again

@@ -5,6 +5,10 @@ The mask of an expression on a photo, by a bundled or pushed model or a baseline
     hf-ris draw --model florence-2 photo.jpg "the man in red" out.png
     hf-ris draw --model space/checkpoints/lts-refscenes scene.png "orange chair" figure4.png --heatmap
 
+and beside the truth, where the data set that the photo is of (by its file name or image_id) says the same of it:
+
+    hf-ris draw --model outputs/mine/best --data my_data --split train images/001.jpg "the red box" out.png
+
 The worst answers of a file that `hf-ris evaluate --output` wrote, as a page that stands alone (or as a PNG); those of
 one kind of expression; those that changed most between two models; a paper's figure of three models side by side:
 
@@ -27,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heatmap", action="store_true", help="draw probabilities, and where it looks, too")
     parser.add_argument("--predictions", nargs="+", type=Path, metavar="FILE.jsonl", help="of one model each")
     parser.add_argument("--names", nargs="+", help="of the models, in the files' order (default: the files' names)")
-    parser.add_argument("--data", help="data set of the predictions (default refscenes)")
+    parser.add_argument("--data", help="data set of the predictions (default refscenes), or of the photo")
     parser.add_argument("--split", help="of the data set (default test)")
     parser.add_argument("--size", type=int, help="images that were evaluated, if not all")
     parser.add_argument("--image-size", type=int, help="side of RefScenes images that were evaluated")
@@ -38,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of random answers (default 0)")
 
 
-_OF_PREDICTIONS = "names data split size image_size show count kind expressions seed".split()
+_OF_PREDICTIONS = "names size show count kind expressions seed".split()
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -46,6 +50,8 @@ def run(options: argparse.Namespace) -> Path:
         raise ValueError("Give either --model with a photo and expressions, or --predictions with files.")
     if options.model is not None:
         command.refuse_unused(options, _OF_PREDICTIONS, "it is for --predictions")
+        if options.data is None:
+            command.refuse_unused(options, ["split", "image_size"], "it is of --data")
         return draw_photo(options)
     command.refuse_unused(options, ["threshold", "heatmap"], "it is for --model")
     defaults = {"data": "refscenes", "split": "test", "show": "worst", "count": 12, "seed": 0}
@@ -58,10 +64,11 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def draw_photo(options: argparse.Namespace) -> Path:
-    """One strip per expression: the photo, the mask, and with --heatmap the probabilities."""
+    """One strip per expression: the photo, the truth if it is known, the mask, and with --heatmap the probabilities."""
     import numpy as np
 
-    from hf_ris.drawing import COLOURS, Panel, Strip, heatmap, overlay, save_gallery
+    from hf_ris.drawing import Panel, Strip, heatmap, save_gallery
+    from hf_ris.evaluation.galleries import strip
     from hf_ris.models.images_ris import as_pil
     from hf_ris.one_line import pipeline
 
@@ -69,21 +76,48 @@ def draw_photo(options: argparse.Namespace) -> Path:
         raise ValueError('Give a photo, one or several expressions, and the file to write: photo.jpg "a cup" out.png.')
     photo, *texts, out = options.words
     _check_out(out)
-    image = as_pil(photo)
-    answers = pipeline(options.model)(image, texts, threshold=options.threshold)
+    image, truths = (as_pil(photo), {}) if options.data is None else _row_of(options, photo)
     strips = []
-    for index, answer in enumerate(answers):
+    for answer in pipeline(options.model)(image, texts, threshold=options.threshold):
         mask = np.asarray(answer["mask"]) > 0
         note = f"score {answer['score']:.2f}" if mask.any() else answer.get("remark") or "nothing found"
-        colour = COLOURS[index % len(COLOURS)]
-        panels = [Panel(image, "photo"), Panel(overlay(image, [mask], colours=[colour]), "mask", note, colour)]
-        if options.heatmap:
-            maps = {"probability": answer["heatmap"], "location": answer.get("location")}
-            panels += [Panel(heatmap(image, np.asarray(of) / 255), name) for name, of in maps.items() if of is not None]
-        strips.append(Strip(answer["text"], panels))
+        drawn = strip(image, answer["text"], truths.get(_same(answer["text"])), {"answer": mask}, note)
+        maps = {"probability": answer["heatmap"], "location": answer.get("location")} if options.heatmap else {}
+        further = [Panel(heatmap(image, np.asarray(of) / 255), name) for name, of in maps.items() if of is not None]
+        strips.append(Strip(drawn.heading, [*drawn.panels, *further], drawn.note))
     save_gallery(out, Path(options.model).name, strips, side=400)
     print(f"{len(strips)} expressions drawn: {out}")
     return Path(out)
+
+
+def _row_of(options: argparse.Namespace, photo: str) -> tuple:
+    """(image, masks bool (H, W) by text as `_same` gives it) of a photo in a data set.
+
+    Raises:
+        ValueError: the data set has no such photo.
+    """
+    from hf_ris.data import expression_mask, is_video_data, load_split
+
+    split = options.split or "test"
+    rows = load_split(options.data, split, None, options.image_size)
+    if is_video_data(rows):
+        raise ValueError(f"{options.data} holds videos; draw takes a data set of images.")
+    names = rows["file_name"]
+    wanted = {photo, Path(photo).resolve()}
+    for place, (name, image_id) in enumerate(zip(names, rows["image_id"], strict=True)):
+        if wanted & {name, str(image_id), Path(options.data, name).resolve()}:
+            row = rows[place]
+            texts = [_same(said["text"]) for said in row["expressions"]]
+            # of a text that is said of several things, none is the truth
+            once = [said for said, text in zip(row["expressions"], texts) if texts.count(text) == 1]
+            return row["image"].convert("RGB"), {_same(said["text"]): expression_mask(row, said) for said in once}
+    such = f", which are called as {names[0]}" if len(names) else ""
+    raise ValueError(f"The split {split} of {options.data} has no image {photo} among its {len(names)}{such}.")
+
+
+def _same(text: str) -> str:
+    """Texts that differ in case and blanks alone are the same."""
+    return " ".join(text.casefold().split())
 
 
 def draw_predictions(options: argparse.Namespace) -> Path:

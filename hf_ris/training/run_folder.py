@@ -6,17 +6,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from hf_ris.environment import git_revision, hardware, versions
 from hf_ris.hub.run_log import read_log
+from hf_ris.processes import agreed
 from hf_ris.training.recipe import Recipe
 
 
@@ -46,10 +45,10 @@ class RunFolder:
         self.facts: dict[str, Any] = {}
         self.resumed_at = 0  # the step of the checkpoint that this run goes on from
         self._lock = FileLock(self.path / ".lock", timeout=0)
-        self._agreed(lambda: self._begin(resume))
+        agreed(lambda: self._begin(resume))
 
     def __enter__(self) -> "RunFolder":
-        self._agreed(self._acquire)
+        agreed(self._acquire)
         return self
 
     def __exit__(self, *_) -> None:
@@ -60,19 +59,6 @@ class RunFolder:
             self._lock.acquire()
         except Timeout as error:
             raise ValueError(f"{self.path} is being written by another run that still goes on.") from error
-
-    def _agreed(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns in the main process, where alone it is done; its ValueError ends every process."""
-        answer = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                answer[0] = work()
-            except ValueError as error:
-                answer[1] = str(error)
-        broadcast_object_list(answer)
-        if answer[1] is not None:
-            raise ValueError(answer[1])
-        return answer[0]
 
     def _begin(self, resume: bool) -> None:
         if (self.path / "run.json").exists():
@@ -128,7 +114,7 @@ class RunFolder:
         Raises:
             ValueError: there are checkpoints, and all of them are damaged.
         """
-        return self._agreed(self._newest_whole)
+        return agreed(self._newest_whole)
 
     def _newest_whole(self) -> Path | None:
         for left in self.checkpoints.glob("step_*.old"):  # killed between two renames
