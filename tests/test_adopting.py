@@ -44,9 +44,8 @@ def texts(rows) -> dict[str, list[str]]:
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 
 
-def test_coco(photos, tmp_path):
-    runs = np.zeros((50, 30), bool)
-    runs[5:20, 5:15] = True
+def coco(runs: np.ndarray) -> dict:
+    """A COCO file of `photos`; `runs` (50, 30) is the mask of b.png's objects, once as compressed RLE, once as runs."""
     compressed = encode_mask(runs)
     flat = runs.flatten(order="F")
     changes = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
@@ -76,9 +75,20 @@ def test_coco(photos, tmp_path):
         "odd",
     ]
     categories = [{"id": 7, "name": "dog"}, {"id": 8, "name": "cup"}]
-    path = write(tmp_path / "i.json", {"images": images, "annotations": annotations, "categories": categories})
-    collection = adopt("coco", path, photos, tmp_path / "out")
-    rows = load(tmp_path / "out")
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture
+def from_coco(photos, tmp_path):
+    """(the mask of b.png, what was adopted, where)."""
+    runs = np.zeros((50, 30), bool)
+    runs[5:20, 5:15] = True
+    return runs, adopt("coco", write(tmp_path / "i.json", coco(runs)), photos, tmp_path / "out"), tmp_path / "out"
+
+
+def test_coco(from_coco):
+    runs, _, out = from_coco
+    rows = load(out)
     assert texts(rows) == {"a.jpg": ["the left dog", "dog"], "b.png": ["a cup", "cup"]}
     first, second = rows
     assert first["expressions"][1]["object_indices"] == [0, 1]  # a category speaks of all of its kind
@@ -87,6 +97,10 @@ def test_coco(photos, tmp_path):
     )
     for entry in second["objects"]:
         assert (decode_mask(entry["mask"]) == runs).all()
+
+
+def test_problems_of_coco_are_listed(from_coco):
+    _, collection, out = from_coco
     said = " | ".join(collection.problems)
     for wanted in (
         "missing.jpg: the image is not found",
@@ -105,7 +119,7 @@ def test_coco(photos, tmp_path):
         "annotation 11: its image is not in the file",
     ):
         assert wanted in said, wanted
-    assert (tmp_path / "out/problems.txt").read_text().splitlines() == collection.problems
+    assert (out / "problems.txt").read_text().splitlines() == collection.problems
 
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>

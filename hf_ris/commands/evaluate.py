@@ -138,19 +138,9 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def calibrate(options: argparse.Namespace) -> dict[str, Any] | None:
     """Write the best threshold and the curve into the processor's config; returns them in the main process."""
-    import torch
-    from accelerate import Accelerator
-
-    from hf_ris.data import load_split
     from hf_ris.evaluation import calibration
-    from hf_ris.evaluation.answers import load_model
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=options.mixed_precision)
-    with command.loading(options.model):
-        model, processor = load_model(options.model)
-    model = model.to(accelerator.device)
-    with accelerator.main_process_first():
-        dataset = load_split(options.data, options.split, options.size, options.image_size)
+    accelerator, model, processor, dataset = load_all(options)
     limits = options.batch_size, options.max_expressions
     values = calibration.curve(accelerator, model, processor, dataset, *limits, progress=accelerator.is_main_process)
     told = {"data": options.data, "split": options.split, "images": len(dataset)}
@@ -165,17 +155,19 @@ def calibrate(options: argparse.Namespace) -> dict[str, Any] | None:
     return result if accelerator.is_main_process else None
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The report of a model's, or a control's, predictions; None but in the main process."""
+def load_all(options: argparse.Namespace) -> tuple:
+    """(accelerator, model on its device, processor, data set); model and processor are None where none is asked for.
+
+    Says which words of the data the model does not know.
+    """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list, gather_object
 
     from hf_ris.baselines import is_baseline
-    from hf_ris.data import is_video_data, load_split
+    from hf_ris.data import load_split
     from hf_ris.data.transforms import expression_texts
     from hf_ris.environment import check_launch
-    from hf_ris.evaluation.answers import PredictionsFile, evaluate_model, load_model
+    from hf_ris.evaluation.answers import load_model
     from hf_ris.models.inference_ris import optimize_for_inference
 
     check_launch(options.mixed_precision)
@@ -193,6 +185,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any] | None:
         unknown = processor.unknown_words(expression_texts(dataset))
         if unknown.unknown:
             accelerator.print(unknown)
+    return accelerator, model, processor, dataset
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The report of a model's, or a control's, predictions; None but in the main process."""
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    from hf_ris.data import is_video_data
+    from hf_ris.evaluation.answers import PredictionsFile, evaluate_model
+
+    accelerator, model, processor, dataset = load_all(options)
     if is_video_data(dataset):
         return measure_videos(options, accelerator, model, processor, dataset)
     refuse_for_images(options)

@@ -139,11 +139,8 @@ def evaluate_model(
     evaluator = Evaluator(protocols, probabilities=probabilities, target_parts=rows.has_parts)
     if not len(rows):
         raise ValueError("The data set has no expression to evaluate.")
-    # All processes have equally many batches, since in a sharded or DDP model each forward waits for the others; what
-    # is answered twice for that counts once, by its id.
-    each, processes = -(-len(rows) // accelerator.num_processes), accelerator.num_processes
-    own = [(accelerator.process_index + processes * index) % len(rows) for index in range(each)]
-    loader = DataLoader(Subset(rows, own), batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
+    own = own_share(rows, accelerator)
+    loader = DataLoader(own, batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
     whole = probabilities or (record is not None and model is not None)
     fixed = record is not None or any(PROTOCOLS[name].size is not None for name in protocols)
     if model is not None:
@@ -167,6 +164,13 @@ def evaluate_model(
                 record(line_of(reply, entry, target, of_target, processor))
     evaluator.merge(gather_object([evaluator.state()]))
     return evaluator
+
+
+def own_share(rows: ScoredRows, accelerator: Accelerator) -> Subset:
+    """This process's rows. All processes have equally many, since in a sharded or DDP model each forward waits for the
+    others; what is answered twice for that counts once, by its id."""
+    each, processes = -(-len(rows) // accelerator.num_processes), accelerator.num_processes
+    return Subset(rows, [(accelerator.process_index + processes * index) % len(rows) for index in range(each)])
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .answers import ScoredRows, ScoringCollator
+from .answers import ScoredRows, ScoringCollator, own_share
 
 
 THRESHOLDS = tuple(round(0.025 * step, 3) for step in range(2, 39))  # 0.05 to 0.95
@@ -43,11 +43,9 @@ def curve(
 ) -> np.ndarray:
     """mIoU over all expressions of `dataset` at each of `THRESHOLDS`, equal in every process."""
     rows = ScoredRows(dataset, max_expressions)
-    each, processes = -(-len(rows) // accelerator.num_processes), accelerator.num_processes
-    own = [(accelerator.process_index + processes * index) % len(rows) for index in range(each)]
     found: dict[int, np.ndarray] = {}  # by expression: what is answered twice counts once
     model.eval()
-    loader = DataLoader(Subset(rows, own), batch_size, collate_fn=ScoringCollator(processor))
+    loader = DataLoader(own_share(rows, accelerator), batch_size, collate_fn=ScoringCollator(processor))
     for inputs, metadata, targets, _, _ in tqdm(loader, unit="batch", disable=not progress):
         if not metadata:
             continue
