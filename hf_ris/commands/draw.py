@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--names", nargs="+", help="of the models, in the files' order (default: the files' names)")
     parser.add_argument("--data", help="data set of the predictions (default refscenes), or of the photo")
     parser.add_argument("--split", help="of the data set (default test)")
-    parser.add_argument("--size", type=int, help="images that were evaluated, if not all")
+    parser.add_argument("--size", type=int, help="images of the data set that are read, as were evaluated, if not all")
     parser.add_argument("--image-size", type=int, help="side of RefScenes images that were evaluated")
     parser.add_argument("--show", choices=("worst", "best", "random", "changed"), help="which answers (default worst)")
     parser.add_argument("--count", type=int, help="how many (default 12)")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of random answers (default 0)")
 
 
-_OF_PREDICTIONS = "names size show count kind expressions seed".split()
+_OF_PREDICTIONS = "names show count kind expressions seed".split()
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> Path:
     if options.model is not None:
         command.refuse_unused(options, _OF_PREDICTIONS, "it is for --predictions")
         if options.data is None:
-            command.refuse_unused(options, ["split", "image_size"], "it is of --data")
+            command.refuse_unused(options, ["split", "size", "image_size"], "it is of --data")
         return draw_photo(options)
     command.refuse_unused(options, ["threshold", "heatmap"], "it is for --model")
     defaults = {"data": "refscenes", "split": "test", "show": "worst", "count": 12, "seed": 0}
@@ -99,7 +99,7 @@ def _row_of(options: argparse.Namespace, photo: str) -> tuple:
     from hf_ris.data import expression_mask, is_video_data, load_split
 
     split = options.split or "test"
-    rows = load_split(options.data, split, None, options.image_size)
+    rows = load_split(options.data, split, options.size, options.image_size)
     if is_video_data(rows):
         raise ValueError(f"{options.data} holds videos; draw takes a data set of images.")
     names = rows["file_name"]
