@@ -9,8 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 from hf_ris import LtsConfig
+from hf_ris.data import load_split
 from hf_ris.models.refinement import MaskRefinement
 from hf_ris.models.vision_encoders import repeat_edges
+from hf_ris.training.build import build_model
+from hf_ris.training.recipe import load_recipe
 
 
 FINER = ("model.refinement=2", "model.loss_size=full")
@@ -99,6 +102,18 @@ def test_it_is_an_addition_that_starts_as_plain_enlargement(name):
     else:
         coarse = F.interpolate(coarse[:, None], size=finer.shape[-2:], mode="bilinear")[:, 0]
         torch.testing.assert_close(finer, coarse, atol=1e-5, rtol=1e-4)
+
+
+def test_a_trained_checkpoint_gets_it_by_a_recipe(tmp_path):
+    plain, processor = build_tiny("lts", "model.refinement=null", "model.loss_size=logits")
+    plain.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, processor = build_model(
+        load_recipe("finer_masks", [f"initialize.weights={tmp_path}"]), load_split("refscenes", "val", 2)
+    )
+    assert model.config.refinement == 2 and model.config.loss_size == "full" and processor.enlarges == "logits"
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
