@@ -28,11 +28,16 @@ def check_launch(mixed_precision: str, accumulation: int | None = None) -> None:
         ("MEGATRON_LM", "Megatron-LM"),
         ("PARALLELISM_CONFIG", "parallelism_config"),
     ):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1", "yes", "on"):
+        if _is_on(f"ACCELERATE_USE_{name}"):
             raise ValueError(
                 f"accelerate is set up for {what}, which is not supported: launch with DDP or FSDP, as the files "
                 "ddp.yaml and fsdp.yaml of train/accelerate do."
             )
+    if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise ValueError(
+            "FSDP's efficient loading cannot hand over buffers, as the statistics of batch norms: set "
+            "fsdp_cpu_ram_efficient_loading to false, as train/accelerate/fsdp.yaml does."
+        )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", mixed_precision):
         raise ValueError(
@@ -45,6 +50,10 @@ def check_launch(mixed_precision: str, accumulation: int | None = None) -> None:
             f"accelerate is set up for {pieces} accumulation steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS), but "
             f"training.accumulation is {accumulation}: say the same in both."
         )
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("true", "1", "yes", "on")
 
 
 def git_revision() -> str | None:

@@ -109,10 +109,13 @@ def test_what_the_data_decides_shows_before_a_run_has_a_folder(tmp_path, monkeyp
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, which is not supported: launch with DDP or FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM, which is not supported"),
         ("ACCELERATE_USE_FSDP", "true", "set up for FSDP, but shards only where"),
+        ("FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "cannot hand over buffers"),
     ],
 )
 def test_a_launch_that_contradicts_the_recipe_is_refused(monkeypatch, tmp_path, name, value, message):
     monkeypatch.setenv(name, value)
+    if name.startswith("FSDP_"):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=message):
         build_accelerator(load_recipe(LTS), tmp_path)
 
