@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import build_tiny
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
+from hf_ris.benchmark import flop_counter
 from hf_ris.models.configuration_ris import RisConfig
 
 
@@ -73,8 +73,8 @@ def assert_same(first, second, atol=1e-5):
     first, second = maps(first), maps(second)
     assert first.keys() == second.keys()
     for name in first:
-        gap, size = (first[name] - second[name]).abs().max().item(), second[name].abs().max().item()
-        assert gap <= atol * max(1, size), f"{name}, of at most {size}, differs by {gap}"
+        gap = (first[name] - second[name]).abs().max().item()
+        assert gap <= atol, f"{name}, of at most {second[name].abs().max().item()}, differs by {gap}"
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED_PARAMETERS))
@@ -148,15 +148,15 @@ def test_image_is_encoded_once(tiny, monkeypatch):
     image = pictures(1)[0]
     counts = {}
     for number in (1, 5):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             model(**processor(image, SENTENCES[-1:] * number))
         counts[number] = counter.get_total_flops()
     assert [len(pixels) for pixels, *_ in calls] == [1, 1]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         encode_image(*calls[0])
     image_part = counter.get_total_flops()
     expression_part = counts[1] - image_part
-    assert counts[5] <= (image_part + 5 * expression_part) * 1.001  # less where expressions share more than the image
+    assert counts[5] == image_part + 5 * expression_part
 
 
 def test_save_and_load_through_the_auto_classes(tiny, tmp_path):
@@ -252,7 +252,7 @@ def test_pipeline(tiny):
     assert all(result["mask"].size == image.size and 0 <= result["score"] <= 1 for result in results)
     everything = pipe(image, SENTENCES[0], threshold=0.0)[0]
     nothing = pipe(image, SENTENCES[0], threshold=1.0)[0]
-    assert np.asarray(everything["mask"]).mean() > 0.9 * 255  # a probability can be 0 in float32
+    assert np.asarray(everything["mask"]).min() == 255
     assert np.asarray(nothing["mask"]).max() == 0
     batch = pipe([{"image": image, "text": SENTENCES[:2]}, {"image": image, "text": SENTENCES[2]}])
     assert [len(one) for one in batch] == [2, 1]

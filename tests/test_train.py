@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
 
-from hf_ris.benchmark import LiveTensors, count_flops, flop_parts, random_inputs
+from hf_ris.benchmark import LiveTensors, count_flops, flop_counter, flop_parts, random_inputs
 from hf_ris.commands.benchmark import main as benchmark
 from hf_ris.commands.evaluate import main as evaluate
 from hf_ris.commands.train import main as train
@@ -467,12 +467,19 @@ def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
 
 
 def test_flops_of_lavt_are_those_of_the_published_program():
-    """398 GFLOP with a multiply-add as two, 20 words, counted on the published program, less its padded tokens.
-
-    BERT's masks need values.
-    """
+    """398 GFLOP with a multiply-add as two, 20 words, counted on the published program. BERT's masks need values."""
     parts = flop_parts(AutoConfig.for_model("lavt"), expressions=2, words=20)
-    assert 0.9 * 398e9 < parts["image"] + parts["expression"] < 1.01 * 398e9
+    # it pads maps of 30 and 15 cells a side to whole windows of 12 and takes padding through qkv and proj: 8 C^2 a cell
+    padding = 18 * 8 * 512**2 * (36**2 - 30**2) + 2 * 8 * 1024**2 * (24**2 - 15**2)
+    assert parts["image"] + parts["expression"] + padding == pytest.approx(398e9, rel=0.005)
+
+
+def test_fused_attention_is_counted():
+    query, key = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
+    for mask in (None, torch.zeros(5, 7)):
+        with flop_counter() as counter:
+            nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask)
+        assert counter.get_total_flops() == 2 * 2 * (2 * 3 * 5 * 7 * 8)  # of the scores, and of the sums
 
 
 def test_live_tensors_counts_storages_until_they_are_freed():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import build_tiny
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
+from hf_ris.benchmark import flop_counter
 from hf_ris.data import MovingScenes, decode_mask
 from hf_ris.models.configuration_vatex_video import VatexVideoConfig
 from hf_ris.models.modeling_vatex_video import VatexVideoForReferringSegmentation, time_positions
@@ -121,11 +121,11 @@ def test_expressions_share_the_encoding(image_vatex):
     model, processor = video_model(image_vatex)
     frames, flops = clip(4), {}
     for number in (1, 5):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), flop_counter() as counter:
             model(**processor(frames, [TEXTS[0]] * number))
         flops[number] = counter.get_total_flops()
     inputs = processor(frames, TEXTS[:1])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.vision_encoder(inputs["pixel_values_videos"])
         model.encode_prior(inputs["clip_pixel_values"])
     encoders = counter.get_total_flops()

@@ -203,9 +203,9 @@ class PadFirstWindowAttention(WindowAttention):
         projected = self.qkv(x)
         below, right = -height % win_h, -width % win_w
         if below or right:
-            nothing = self.qkv(x.new_zeros(1, 1, 1, x.shape[-1]))
-            projected = torch.cat([projected, nothing.expand(batch, height, right, -1)], 2)
-            projected = torch.cat([projected, nothing.expand(batch, below, width + right, -1)], 1)
+            nothing = self.qkv(x.new_zeros(batch, 1, 1, x.shape[-1]))  # one for each map: a map's cost is its own
+            projected = torch.cat([projected, nothing.expand(-1, height, right, -1)], 2)
+            projected = torch.cat([projected, nothing.expand(-1, below, width + right, -1)], 1)
         if any(shift):
             projected = torch.roll(projected, (-shift[0], -shift[1]), (1, 2))
         rows, columns = (height + below) // win_h, (width + right) // win_w
