@@ -127,6 +127,7 @@ def test_trackio_gets_the_pictures(example, clipseg, tmp_path):
     assert_pictures({int(path.parent.name): path for path in pictures}, tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("error:.*not in the vocabulary")  # once is enough: the processor need not warn of them
 def test_words_are_told_and_can_be_added(tmp_path, capsys):
     folder = write_example_folder(tmp_path / "crimson")
     said = (folder / "train.jsonl").read_text().replace("the red ball", "the crimson ball")
@@ -141,8 +142,10 @@ def test_words_are_told_and_can_be_added(tmp_path, capsys):
     train(["finetune", *of, f"output_dir={tmp_path / 'told'}"])
     told = capsys.readouterr().out
     assert re.search(
-        "are not in the vocabulary, such as .*'crimson'.*; initialize.extend_vocabulary=unknown adds them", told
+        "training: .* are not in the vocabulary, such as .*'crimson'.*; initialize.extend_vocabulary=unknown adds them",
+        told,
     )
+    assert told.count("not in the vocabulary") == 2 == told.count("training: ") + told.count("validation: ")
     forget_accelerator()
     train(["finetune", *of, f"output_dir={tmp_path / 'added'}", "initialize.extend_vocabulary=unknown"])
     assert "2 words of the data are added to the vocabulary" in capsys.readouterr().out

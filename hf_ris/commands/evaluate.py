@@ -185,6 +185,7 @@ def load_all(options: argparse.Namespace) -> tuple:
         unknown = processor.unknown_words(expression_texts(dataset))
         if unknown.unknown:
             accelerator.print(unknown)
+        processor.warns_of_unknown_words = False  # told
     return accelerator, model, processor, dataset
 
 

@@ -252,7 +252,7 @@ class RisProcessor(HubMixin, ProcessorMixin):
     """
 
     loaded_by_pipeline = False  # `transformers.pipeline` read processor and model from where it was told to
-    _told_unknown_words = False
+    warns_of_unknown_words = True  # once; not at all where somebody told of them already
     calibration: dict | None = None  # how the threshold was chosen, as `hf-ris evaluate --calibrate` tells it
     interpolation = "bilinear"  # of probabilities, from the model's resolution to the original size
     keeps_end_token = True  # of an expression that is cut; False keeps the first tokens only
@@ -384,14 +384,14 @@ class RisProcessor(HubMixin, ProcessorMixin):
         empty = (words.sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"Expression {empty[0]} ({texts[empty[0]][:40]!r}) holds no word; write what to segment.")
-        if not self._told_unknown_words and bool((words.bool() & (encoded["input_ids"] == self._unknown_id)).any()):
+        if self.warns_of_unknown_words and bool((words.bool() & (encoded["input_ids"] == self._unknown_id)).any()):
             self._tell_unknown_words(texts)
         return {name: encoded[name][:, : self.max_text_length] for name in ("input_ids", "attention_mask")}
 
     def _tell_unknown_words(self, texts: list[str]) -> None:
         found = self.unknown_words(texts)
         if found.unknown:
-            self._told_unknown_words = True
+            self.warns_of_unknown_words = False
             warnings.warn(f"{found}; the model reads each as the same unknown word. This is said once.", stacklevel=4)
 
     @property

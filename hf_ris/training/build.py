@@ -183,7 +183,8 @@ def build_model(recipe: Recipe, dataset: Dataset):
             model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
         if recipe.architecture not in (ANY, model.config.model_type):
             raise ValueError(f"{source} holds a {model.config.model_type}; the recipe is for {recipe.architecture}.")
-        _tell_vocabulary(model, processor, recipe.initialize, dataset)
+        if recipe.initialize.extend_vocabulary != "no":
+            _extend_vocabulary(model, processor, recipe.initialize.extend_vocabulary == "spelled", dataset)
     else:
         tokenizer = build_tokenizer(recipe.processor, dataset)
         config = build_config(recipe, len(tokenizer))
@@ -235,16 +236,11 @@ def _own_fields(config) -> dict[str, Any]:
     }
 
 
-def _tell_vocabulary(model: torch.nn.Module, processor, recipe: InitializeRecipe, dataset: Dataset) -> None:
-    """Says how many of the data's words the checkpoint does not know; adds words if `extend_vocabulary` asks for it."""
-    if recipe.extend_vocabulary != "no":
-        added = extend_vocabulary(model, processor, expression_texts(dataset), recipe.extend_vocabulary == "spelled")
-        such = f", such as {', '.join(map(repr, added[:5]))}" if added else ""
-        PartialState().print(f"{len(added)} words of the data are added to the vocabulary{such}")
-        return
-    found = processor.unknown_words(expression_texts(dataset))
-    if found.unknown:
-        PartialState().print(f"{found}; initialize.extend_vocabulary=unknown adds them")
+def _extend_vocabulary(model: torch.nn.Module, processor, spelled: bool, dataset: Dataset) -> None:
+    """Adds the data's words that a checkpoint does not know, and says how many."""
+    added = extend_vocabulary(model, processor, expression_texts(dataset), spelled)
+    such = f", such as {', '.join(map(repr, added[:5]))}" if added else ""
+    PartialState().print(f"{len(added)} words of the data are added to the vocabulary{such}")
 
 
 def extend_vocabulary(model: torch.nn.Module, processor, texts: Iterable[str], spelled: bool = False) -> list[str]:

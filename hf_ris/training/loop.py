@@ -67,10 +67,7 @@ class Training:
         self.videos = is_video_data(corpus)
         self.module, self.processor = build_model(recipe, corpus)
         recipe.architecture = self.module.config.model_type  # where it was any
-        for what, rows in (("training", corpus), ("validation", self.validation)):
-            unknown = self.processor.unknown_words(expression_texts(rows))
-            if unknown.unknown:
-                accelerator.print(f"{what}: {unknown}")
+        self.tell_unknown_words(corpus)
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
         folder.facts = {
             "read": {"training": _size(corpus), "validation": _size(self.validation)},
@@ -95,6 +92,16 @@ class Training:
             raise ValueError(
                 f"training.epochs {settings.epochs} of {self.steps_per_epoch} steps each are no step at all."
             )
+
+    def tell_unknown_words(self, corpus) -> None:
+        """Say what share of the words the vocabulary lacks; the processor then does not warn of them any more."""
+        for what, rows in (("training", corpus), ("validation", self.validation)):
+            found = self.processor.unknown_words(expression_texts(rows))
+            whole = self.recipe.initialize.weights not in ("scratch", "encoders")
+            hint = "; initialize.extend_vocabulary=unknown adds them" if whole and what == "training" else ""
+            if found.unknown:
+                self.accelerator.print(f"{what}: {found}{hint}")
+        self.processor.warns_of_unknown_words = False
 
     def resume(self) -> None:
         """Load the newest whole checkpoint, if there is one; the optimizer's settings are the recipe's.
