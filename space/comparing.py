@@ -46,6 +46,7 @@ class Comparer:
 
     def __init__(self, zoo: Zoo, on_gpu: Callable | None = None):
         self.zoo = zoo
+        self.on_gpu = on_gpu or (lambda function: function)
         self.store = AnswerStore()
         self._times: dict[str, deque[float]] = {}  # seconds of each model's last runs
 
@@ -54,7 +55,7 @@ class Comparer:
             with time_limit(MODEL_SECONDS, entry.title):
                 return run_model(entry, zoo.get(entry), picture, expressions, zoo.device)
 
-        self._run = run if on_gpu is None else on_gpu(run)
+        self._run = self.on_gpu(run)
 
     def answer(self, entry: Entry, picture: Picture, expressions: list[str]) -> list[Answer]:
         """One model's answers; what it was not asked lately is run together. Raises Refusal."""

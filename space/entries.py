@@ -18,6 +18,7 @@ _MIXED_CASE = {
     "mpg_lqgnet": "MPG-LQGNet",
     "segvlm": "SegVLM",
     "clipseg_ris": "CLIPSeg",
+    "vatex_video": "VATEX Video",
 }  # the others are written in capitals
 
 

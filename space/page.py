@@ -16,6 +16,7 @@ from examples import FOLDER as EXAMPLES
 from gate import GuardedBlocks
 from leaderboard import leaderboard_html
 from service import Service
+from video import VideoService, video_tab
 
 import hf_ris
 from hf_ris.resources import model_card_template
@@ -44,7 +45,8 @@ API_DESCRIPTION = (
 def build(comparer: Comparer) -> gr.Blocks:
     """The page over a comparer's models."""
     with GuardedBlocks(title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 600)) as demo:
-        service = Service(comparer, gr.File(visible=False).GRADIO_CACHE)
+        cache = gr.File(visible=False).GRADIO_CACHE
+        service, video = Service(comparer, cache), VideoService(comparer, cache)
         gr.HTML("<h1>Referring image segmentation</h1>", elem_id="ris-title")
         with gr.Tabs(elem_id="ris-tabs"):
             with gr.Tab("Compare", id="compare"):
@@ -55,10 +57,11 @@ def build(comparer: Comparer) -> gr.Blocks:
                     apply_default_css=False,
                     elem_id="ris-compare",
                 )
+            with gr.Tab("Video", id="video"):
+                video_tab(video)
             with gr.Tab("Leaderboard", id="leaderboard") as tab:
                 _leaderboard(tab, comparer)
-            # the tab of moving pictures follows here, in a module of its own
-        _events(service)
+        _events(service, video)
     demo.queue(max_size=64, default_concurrency_limit=COMPARISONS)
     return demo
 
@@ -79,7 +82,7 @@ def _leaderboard(tab: gr.Tab, comparer: Comparer) -> None:
                 gr.Markdown(card)
 
 
-def _events(service: Service) -> None:
+def _events(service: Service, video: VideoService) -> None:
     """The front's events, each with a queue of its own, so that slow ones keep no other waiting; and `/segment`."""
     request, result, file = gr.JSON(visible=False), gr.JSON(visible=False), gr.File(visible=False)
     for function, output, at_once in (
@@ -89,6 +92,9 @@ def _events(service: Service) -> None:
         (service.words, result, COMPARISONS),
         (service.add, result, 4),
         (service.take, file, COMPARISONS),
+        (video.look_video, result, COMPARISONS),
+        (video.compare_video, result, COMPARISONS),
+        (video.take_video, file, COMPARISONS),
     ):
         name = function.__name__
         gr.Button(visible=False).click(

@@ -47,13 +47,18 @@ def read_request(value: Any) -> dict[str, Any]:
     return value
 
 
-def read_models(zoo: Zoo, value: Any) -> list[Entry]:
-    """Keys or titles, as a list or as one text with commas -> entries. Raises Refusal."""
+def read_names(value: Any) -> list[str]:
+    """Names of models, as a list or as one text with commas. Raises Refusal."""
     names = value.split(",") if isinstance(value, str) else [] if value is None else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Refusal("Models are names: one, several with commas between them, or a list of names.")
+    return [name.strip() for name in names if name.strip()]
+
+
+def read_models(zoo: Zoo, value: Any) -> list[Entry]:
+    """Keys or titles, as a list or as one text with commas -> entries. Raises Refusal."""
     titles = {entry.title.casefold(): entry.key for entry in zoo.offered}
-    return zoo.choose([titles.get(name.strip().casefold(), name.strip()) for name in names if name.strip()])
+    return zoo.choose([titles.get(name.casefold(), name) for name in read_names(value)])
 
 
 def read_threshold(value: Any) -> float | None:

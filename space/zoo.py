@@ -39,6 +39,7 @@ class Zoo:
 
     Attributes:
         bundled: entries that the page starts with.
+        video: entries of bundled models whose input is a video; the tab of moving pictures offers them.
         offered: these and the baselines.
     """
 
@@ -46,10 +47,12 @@ class Zoo:
         self.allow_folders = allow_folders
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.entries: OrderedDict[str, Entry] = OrderedDict()
+        self.video: list[Entry] = []
         for config in sorted(Path(bundled).glob("*/config.json")):
             entry = read_entry(config.parent, config.parent.name)
             if entry.model_type in hf_ris.VIDEO_ARCHITECTURES:
-                continue  # a model of moving pictures is no column of a picture's table
+                self.video.append(entry)
+                continue
             if entry.title in {other.title for other in self.entries.values()}:
                 entry = replace(entry, title=f"{entry.title} ({entry.key})")
             self.entries[entry.key] = entry
@@ -138,7 +141,7 @@ class Zoo:
             self._make_room()
 
     def _submit(self, key: str, title: str, work: Callable[[], LoadedModel]) -> Future[LoadedModel]:
-        if key in {entry.key for entry in self.bundled}:
+        if key in {entry.key for entry in (*self.bundled, *self.video)}:
             return self._bundled_loader.submit(work)
         if sum(not job.done() for job in self._jobs.values()) >= MAX_WAITING:
             raise Refusal(f"{title} has to wait: other models are being fetched; try it again in a minute.")
@@ -146,7 +149,7 @@ class Zoo:
 
     def _make_room(self) -> None:
         """Forget the added models in memory that were longest not asked for, and failures with all they hold."""
-        bundled = {entry.key for entry in self.bundled}
+        bundled = {entry.key for entry in (*self.bundled, *self.video)}
         with self._lock:
             done = [key for key, job in self._jobs.items() if job.done()]
             failed = [key for key in done if self._jobs[key].exception() is not None]

@@ -43,6 +43,7 @@ sys.path.insert(0, str(SPACE))
 
 import answers  # noqa: E402
 import assemble  # noqa: E402, F401  (for test_space_deploy)
+import clips  # noqa: E402, F401  (for test_space_video)
 import comparing  # noqa: E402
 import entries  # noqa: E402
 import examples  # noqa: E402
@@ -54,6 +55,7 @@ import page  # noqa: E402
 import pictures  # noqa: E402
 import reading  # noqa: E402
 import service  # noqa: E402
+import video  # noqa: E402, F401
 import words  # noqa: E402
 import zoo as zoo_module  # noqa: E402
 from pictures import Refusal  # noqa: E402

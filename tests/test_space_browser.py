@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from test_space import ANSWERED, REFUSED, comparing, page, save_tiny_models, save_uploads, zoo_module
 
 from hf_ris.data.schema import decode_mask
+from hf_ris.models.video_files import write_video
 
 
 FRONT = page.FRONT
@@ -439,6 +440,49 @@ def test_files_to_take_away(visit, downloads):
     assert len(zipfile.ZipFile(downloads / "fishes-cutouts.zip").namelist()) == 4
 
 
+# moving pictures
+
+
+def open_video(visit) -> None:
+    next(tab for tab in visit.all("[role=tab]") if tab.text == "Video").click()
+    visit.wait(lambda: "answered" in visit.text("video-status"))
+
+
+def test_a_video_is_answered_and_the_slider_over_time_asks_nothing(visit, browser, server, downloads):
+    open_video(visit)
+    assert "2 models answered 3 expressions" in visit.text("video-status")
+    assert [head.text for head in visit.all("#ris-video thead .ris-name")] == ["Truth", "LAVT", "LTS"]
+    assert visit.text("video-play") == "Pause"  # it plays
+    visit.part("video-play").click()
+    seen, requests = set(), visit.requests()
+    for frame in range(3):
+        visit.run("const slider = document.querySelector(`[data-part='video-frame']`); slider.value = arguments[0];"
+                  "slider.dispatchEvent(new Event('input'))", frame)  # fmt: skip
+        assert visit.text("video-place") == f"frame {frame + 1} of 8"
+        pictures = visit.pictures("#ris-video td canvas")
+        assert len(pictures) == 9
+        seen.add(tuple(pictures))
+    assert len(seen) == 3 and visit.requests() == requests
+    visit.part("video-take").click()
+    visit.wait(lambda: (downloads / "fishes-lavt.mp4").exists())
+
+
+def test_a_visitors_video(visit, tmp_path):
+    open_video(visit)
+    write_video(tmp_path / "mine.gif", [Image.new("RGB", (60, 40), (40 * k,) * 3) for k in range(5)], 10)
+    visit.part("video-file").send_keys(str(tmp_path / "mine.gif"))
+    visit.wait(lambda: "of 5" in visit.text("video-place"))
+    assert visit.part("video-text").get_attribute("value") == ""  # an example's words say nothing of it
+    visit.part("video-text").send_keys("the star", Keys.ENTER)
+    visit.wait(lambda: "answered" in visit.text("video-status"))
+    assert "Truth" not in [head.text for head in visit.all("#ris-video thead .ris-name")]
+    visit.part("video-text").send_keys(" on the left")
+    assert "earlier results" in visit.shown("video-stale")
+    (tmp_path / "text.mp4").write_text("no video")
+    visit.part("video-file").send_keys(str(tmp_path / "text.mp4"))
+    visit.wait(lambda: "not a video that can be read" in visit.shown("video-notice"))
+
+
 # for everyone
 
 
@@ -499,6 +543,9 @@ def test_axe_finds_no_serious_violation(browser, server, axe, theme, size):
     assert violations(visit, axe) == []
     visit.driver.get(f"{server}?__theme={theme}")
     visit.wait(visit.is_answered)
+    open_video(visit)
+    visit.part("video-play").click()
+    assert violations(visit, axe) == []
     next(tab for tab in visit.all("[role=tab]") if tab.text == "Leaderboard").click()
     visit.wait(lambda: visit.all(".ris-board table") and not visit.all(".pending"))
     time.sleep(0.5)  # gradio fades in what it has loaded

@@ -32,7 +32,14 @@ MARKS = (  # beside "path": what a request may say of it
 WRAPPINGS = (  # where in an input it may stand
     lambda file: file,
     lambda file: [file],
-    lambda file: {"image": file, "picture": file, "value": file, "expressions": ["star"], "models": ["lts"]},
+    lambda file: {
+        "image": file,
+        "picture": file,
+        "video": file,
+        "value": file,
+        "expressions": ["star"],
+        "models": ["lts"],
+    },
     lambda file: {"background": file, "layers": [file], "composite": file},
     lambda file: json.dumps(file),
     lambda file: file["path"],
