@@ -83,6 +83,9 @@ def test_every_verb_has_a_file():
         (["push", "none", "user/x", "--out", "OUT", "--private"], "--private would be ignored: --out pushes nothing"),
         (["benchmark", "--arch", "lts", "--raw", "x"], "--raw would be ignored: it is for --data"),
         (["benchmark", "--arch", "lts", "--config", "none.json"], "No such file or directory: 'none.json'"),
+        (["benchmark", "--arch", "lts", "--config", "deep.json"], "deep.json is not a readable JSON file"),
+        (["benchmark", "--arch", "lts", "--config", "list.json"], "list.json holds a JSON list; it takes an object"),
+        (["evaluate", "--predictions", "deep.json"], "deep.json, line 1: not JSON"),
         (["benchmark", "--arch", "lts", "--expressions", "1"], "--expressions must be at least 2"),
         (["benchmark", "--arch", "lts", "--against", "nowhere"], "nowhere holds no hf_ris"),
         (["benchmark", "--arch", "lts", "--training-step"], "--training-step would be ignored: it is for --against"),
@@ -93,6 +96,8 @@ def test_a_users_error_is_one_sentence(words, sentence, tmp_path, monkeypatch, c
     (tmp_path / "bare").mkdir()
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text("{}\n")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "list.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as stop:

@@ -185,6 +185,10 @@ def test_what_is_wrong_is_named(youtube, davis, tmp_path):
     Image.new("RGB", (24, 16)).save(broken / "train/Annotations/train1/00000.png")
     with pytest.raises(ValueError, match=r"train1/00000\.png has mode RGB, but annotations are palette PNGs"):
         prepare_video_set("ref_youtube_vos", broken, tmp_path / "b", check_counts=False)
+    for content in ("[" * 100_000, "7" * 5000, "{"):
+        (broken / "meta_expressions/train/meta_expressions.json").write_text(content)
+        with pytest.raises(ValueError, match="meta_expressions/train/meta_expressions.json is damaged: "):
+            prepare_video_set("ref_youtube_vos", broken, tmp_path / "d", check_counts=False)
     with pytest.raises(ValueError, match="holds no meta_expressions/train/meta_expressions.json"):
         prepare_video_set("ref_youtube_vos", davis, tmp_path / "c")
     broken = tmp_path / "davis"

@@ -81,7 +81,7 @@ def check(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     check(options)
-    fields = {} if options.config is None else json.loads(options.config.read_text(encoding="utf-8"))
+    fields = command.read_object(options.config)
     if options.against is not None:
         return compare_with(options, fields)
     import torch

@@ -6,6 +6,7 @@ error of the Hub. Whatever else is raised is a fault of the program and keeps it
 
 import argparse
 import importlib
+import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,23 @@ def loading(reference: str):
         yield
     except user_errors() as error:
         raise ValueError(f"{reference} cannot be loaded: {sentence(error)}") from error
+
+
+def read_object(path: str | Path | None) -> dict[str, Any]:
+    """The JSON object of config fields in a file; {} for None.
+
+    Raises:
+        ValueError: what is none.
+    """
+    if path is None:
+        return {}
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable JSON file ({error}).") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a JSON {type(fields).__name__}; it takes an object of config fields.")
+    return fields
 
 
 def refuse_unused(options: argparse.Namespace, names: list[str], reason: str) -> None:

@@ -11,9 +11,7 @@ RefCOCOg.
 """
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 from . import command
 
@@ -32,23 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="the repository, if it is new, is private")
 
 
-def read_overrides(path: str | None) -> dict:
-    """The JSON object in a file; {} for None. Raises ValueError for anything else."""
-    if path is None:
-        return {}
-    try:
-        overrides = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable JSON file ({error}).") from error
-    if not isinstance(overrides, dict):
-        raise ValueError(f"{path} holds a JSON {type(overrides).__name__}; it takes an object of config fields.")
-    return overrides
-
-
 def run(options: argparse.Namespace) -> None:
     if options.push_to_hub is None:
         command.refuse_unused(options, ["private"], "it is for --push-to-hub")
-    overrides = read_overrides(options.config)
+    overrides = command.read_object(options.config)
     from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import validate_repo_id
 

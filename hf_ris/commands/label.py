@@ -57,7 +57,7 @@ def read_expressions(path: Path) -> dict[str, list[str]]:
             continue
         try:
             line: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
         fits = isinstance(line, dict) and line.keys() == {"file_name", "texts"} and isinstance(line["texts"], list)
         if not fits or not all(isinstance(said, str) and said.strip() for said in line["texts"]):

@@ -161,7 +161,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
             try:
                 line = json.loads(text)
                 check_line(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error

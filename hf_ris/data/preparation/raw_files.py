@@ -340,6 +340,8 @@ class _Text:
                     raise ValueError(f"{self.name} holds one value of more than {_LARGEST_VALUE:,} signs") from error
                 if not self.read(size):
                     raise ValueError(f"{self.name} is no whole JSON file: {error}") from error
+            except ValueError as error:  # of more digits than Python reads
+                raise ValueError(f"{self.name} holds what is no whole number of at most 62 bits: {error}") from error
             else:
                 # a number at the window's end may go on: of 0.5 the window has 0. perhaps
                 if (end < len(self.window) and self.window[end] not in "0123456789.eE+-") or not self.read(size):

@@ -103,7 +103,7 @@ class Tree:
     def json(self, folder: str, name: str) -> Any:
         try:
             return json.loads(self.read(folder, name))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{folder}/{name} is damaged: {error}") from error
 
 
