@@ -146,11 +146,11 @@ def calibrate(options: argparse.Namespace) -> dict[str, Any] | None:
     told = {"data": options.data, "split": options.split, "images": len(dataset)}
     result = calibration.chosen(values, told)
     if accelerator.is_main_process:
+        before, processor.threshold, processor.calibration = processor.threshold, result["threshold"], result
+        processor.save_pretrained(options.model)
         for threshold, value in zip(result["thresholds"], result["mIoU"]):
             print(f"{threshold:6.3f}  mIoU {100 * value:6.2f}{'  *' if threshold == result['threshold'] else ''}")
-        print(f"threshold {processor.threshold:g} -> {result['threshold']:g}, written into {options.model}")
-        processor.threshold, processor.calibration = result["threshold"], result
-        processor.save_pretrained(options.model)
+        print(f"threshold {before:g} -> {result['threshold']:g}, written into {options.model}")
     accelerator.end_training()
     return result if accelerator.is_main_process else None
 
@@ -322,10 +322,10 @@ def show(report: dict[str, Any], options: argparse.Namespace) -> None:
         from hf_ris.evaluation.videos import format_video_report as format_report
     else:
         from hf_ris.evaluation.report import format_report
-    print(format_report(report))
-    if options.result is not None:
+    if options.result is not None:  # first, for a reader of what is printed may leave
         options.result.parent.mkdir(parents=True, exist_ok=True)
         options.result.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(format_report(report))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:

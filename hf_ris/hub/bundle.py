@@ -132,15 +132,16 @@ def bundle(run: Path, out: Path, evaluations: list[Path], pretraining: list[Path
         raise ValueError(
             f"{run / 'best'} has {size / 1e6:.1f} MB of weights; at most {LIMIT / 1e6:.0f} MB are bundled."
         )
+    recipe = json.loads((run / "run.json").read_text())["recipe"]
+    told, earlier = results(run, evaluations, pretraining), pretraining_log(pretraining)  # `out` may be one of them
     out.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copyfile(run / "best" / name, out / name)
     shutil.copyfile(run / "log.jsonl", out / "log.jsonl")
-    recipe = json.loads((run / "run.json").read_text())["recipe"]
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
-    (out / "results.json").write_text(json.dumps(results(run, evaluations, pretraining), indent=2) + "\n")
+    (out / "results.json").write_text(json.dumps(told, indent=2) + "\n")
     if pretraining:
-        (out / "pretraining_log.jsonl").write_text(pretraining_log(pretraining))
+        (out / "pretraining_log.jsonl").write_text(earlier)
 
 
 def main() -> None:
