@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -537,21 +534,3 @@ def test_two_processes_train_and_evaluate_like_one(trained, tmp_path):
     assert values(two) == pytest.approx(values(alone), abs=1e-3)
     ids = [[json.loads(line)["expression_id"] for line in (tmp_path / f"{n}.jsonl").open()] for n in ("one", "two")]
     assert ids[0] == ids[1] and len(ids[0]) == two["expressions"]
-
-
-@pytest.mark.slow
-def test_killed_at_a_random_step_and_resumed_equals_left_alone(tmp_path):
-    longer = ["training.max_steps=40", "training.save_every=5", "training.ema_decay=0.9"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    arguments = ["--recipe", str(LTS), *TINY, *longer]
-    assert start("train.py", *arguments, f"output_dir={whole}").wait() == 0
-    process = start("train.py", *arguments, f"output_dir={killed}")
-    fatal = random.randrange(1, 40)
-    while not (killed / "log.jsonl").exists() or max(line["step"] for line in log_of(killed)) < fatal:
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert start("train.py", *arguments, f"output_dir={killed}", "--resume").wait() == 0
-    assert_same_weights(whole, killed)
-    assert json.loads((killed / "run.json").read_text())["result"]["steps"] == 40
