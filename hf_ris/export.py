@@ -53,7 +53,7 @@ class LogitsOf(nn.Module):
 
 
 def words_are_fixed(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.GRU) for module in model.modules())
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 def example(

@@ -9,7 +9,7 @@ from hf_ris import LtsConfig, LtsForReferringSegmentation, LtsProcessor
 from hf_ris.models.losses import resize_labels
 from hf_ris.models.modeling_lts import coordinates_like, sine_positions
 from hf_ris.models.processing_ris import RisImageProcessor
-from hf_ris.models.text_encoders import word_tokenizer
+from hf_ris.models.text_encoders import Gru, word_tokenizer
 
 
 WORDS = "the red blue cup star left of second ball".split()
@@ -322,3 +322,17 @@ def test_processor_is_the_papers():
     config = tiny_lts_config(max_text_length=7)
     other = LtsProcessor.from_config(config, processor.tokenizer)
     assert (other.image_processor.image_size, other.max_text_length, other.threshold) == (64, 7, 0.25)
+
+
+def test_gru_is_that_of_torch():
+    """From its start to its gradients; only the class differs, for which torch.compile would cut its graph."""
+    torch.manual_seed(0)
+    theirs = torch.nn.GRU(5, 7, batch_first=True)
+    torch.manual_seed(0)
+    ours = Gru(5, 7)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    words, results = torch.randn(3, 4, 5), []
+    for output, gru in ((ours(words), ours), (theirs(words)[0], theirs)):
+        results.append([output, *torch.autograd.grad(output.square().sum(), list(gru.parameters()))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)

@@ -92,6 +92,21 @@ def read_glove(path: str | Path, words: Iterable[str] | None = None) -> dict[str
     return vectors
 
 
+class Gru(nn.RNNBase):
+    """`nn.GRU` of one layer and direction from a state of zeros, (N, L, D) -> (N, L, C), with its parameters' names.
+
+    A class of its own, since `torch.compile` cuts its graph at every `nn.GRU`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__("GRU", input_size, hidden_size, batch_first=True)
+
+    def forward(self, words: Tensor) -> Tensor:
+        start = words.new_zeros(1, words.shape[0], self.hidden_size)
+        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]  # as they are now: offloaded
+        return torch.gru(words, start, weights, True, 1, 0.0, self.training, False, True)[0]
+
+
 class BiGru(nn.Module):
     """Word embedding and bidirectional GRU (LTS Eq. 1-4; Bi-GRU of VLT).
 
@@ -113,8 +128,8 @@ class BiGru(nn.Module):
     ):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, embedding_dim, padding_idx=0)
-        self.forward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
-        self.backward_gru = nn.GRU(embedding_dim, hidden_size, batch_first=True)
+        self.forward_gru = Gru(embedding_dim, hidden_size)
+        self.backward_gru = Gru(embedding_dim, hidden_size)
         self.combine = combine
         self.dropout = nn.Dropout(dropout)
         self.channels = hidden_size * (2 if combine == "concat" else 1)
@@ -124,8 +139,8 @@ class BiGru(nn.Module):
         mask = attention_mask.to(self.embedding.weight.dtype)[..., None]
         words = self.dropout(self.embedding(input_ids)) * mask
         reverse = reversed_positions(attention_mask)[..., None]
-        forward = self.forward_gru(words)[0]
-        backward = self.backward_gru(words.gather(1, reverse.expand(-1, -1, words.shape[-1])))[0]
+        forward = self.forward_gru(words)
+        backward = self.backward_gru(words.gather(1, reverse.expand(-1, -1, words.shape[-1])))
         backward = backward.gather(1, reverse.expand(-1, -1, backward.shape[-1]))
         states = torch.cat([forward, backward], -1) if self.combine == "concat" else forward + backward
         states = states * mask
