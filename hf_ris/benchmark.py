@@ -126,15 +126,21 @@ def flop_parts(config, expressions: int, words: int) -> dict[str, int]:
 @torch.no_grad()
 def latency(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median seconds of `call`."""
+    return timings(call, device, repeats)["wall"]
+
+
+def timings(call: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median `wall` and `cpu` seconds of a call, after one to warm up."""
     call()
-    seconds = []
+    seconds = {"wall": [], "cpu": []}
     for _ in range(repeats):
         _wait(device)
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
         _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        seconds["wall"].append(time.perf_counter() - wall)
+        seconds["cpu"].append(time.process_time() - cpu)
+    return {clock: statistics.median(values) for clock, values in seconds.items()}
 
 
 def _wait(device: torch.device) -> None:

@@ -160,6 +160,7 @@ ABOVE = {
     "training": {"hub", "evaluation", "metrics", "data", "models", "drawing", "resources", "environment", "processes"},
     "export": {"training", "benchmark", "models"},
     "benchmark_against": set(),
+    "benchmark_suite": {"benchmark", "environment", "models", "training"},
     "benchmark": {"data", "models", "environment", "evaluation", "training", "conversion"},
 }
 ENTRIES = {"__main__", "__init__", "commands"}  # may import all

@@ -3,6 +3,8 @@
     hf-ris benchmark --arch lts
     hf-ris benchmark --arch lavt --config overrides.json --expressions 8 --result lavt.json
     hf-ris benchmark --model outputs/lts-refscenes/best
+    hf-ris benchmark --suite
+    hf-ris benchmark --suite lavt cris --small
     hf-ris benchmark --arch lavt --against ../other --expressions 1
     hf-ris benchmark --arch lavt --data data/refcoco --raw downloads --split val --workers 2
 
@@ -12,9 +14,14 @@ counts); operators that are no matrix product, convolution or attention count no
 warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
 without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
 
+With --suite all architectures, or those named, are measured in one Markdown table: time, memory and share of the
+machine's matrix rate for 1 and 8 expressions of an image, in float32 and in the recommended way
+(`optimize_for_inference`), and a training step; --small takes the tiny sizes of the recipes `refscenes`, which is
+seconds instead of minutes.
+
 With --against the same model is run here and in another checkout of this project, by turns, each in a process of its
-own; printed are medians of wall and CPU time, in float32 and in the recommended way (`optimize_for_inference`), the
-ratios, and by how much the outputs differ. --training-step times a step of as many images as expressions instead.
+own; printed are medians of wall and CPU time, in float32 and in the recommended way, the ratios, and by how much the
+outputs differ. --training-step times a step of as many images as expressions instead.
 
 With --data no model is run, but one epoch of a prepared data set is decoded, preprocessed and collated for the
 architecture, and with --raw the same expressions by a plain PyTorch data set over the raw RefCOCO files, which opens
@@ -40,10 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--arch", choices=list(ARCHITECTURES), help="the paper's configuration")
     which.add_argument("--model", help="the configuration of a saved model, folder or Hub id")
+    which.add_argument("--suite", nargs="*", metavar="NAME", help="a table of all architectures, or of these")
+    parser.add_argument("--small", action="store_true", help="of --suite: tiny sizes")
     parser.add_argument("--config", type=Path, metavar="FILE.json", help="fields of the configuration to override")
     parser.add_argument("--expressions", type=int, metavar="K", help="at least 2 (default 8)")
     parser.add_argument("--words", type=int, help="tokens of an expression (default 10)")
-    parser.add_argument("--repeats", type=int, help="timed calls (default 10)")
+    parser.add_argument("--repeats", type=int, help="timed calls (default 10, of --suite 3)")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     parser.add_argument("--result", type=Path, metavar="FILE.json", help="write the result here")
     other = parser.add_argument_group("comparison with another state of this project")
@@ -61,6 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """ValueError for options that would be ignored or are out of range."""
+    if options.suite is None:
+        command.refuse_unused(options, ["small"], "it is for --suite")
+    else:
+        ignored = ["config", "expressions", "words", "data", "against"]
+        command.refuse_unused(options, ignored, "--suite measures each architecture alike")
+        unknown = [name for name in options.suite if name not in ARCHITECTURES]
+        if unknown:
+            raise ValueError(f"There is no architecture {unknown[0]}; there are {', '.join(ARCHITECTURES)}.")
+        command.fill_in(options, {"repeats": 3})
     if options.data is None:
         command.refuse_unused(options, list(_OF_DATA), "it is for --data")
     else:
@@ -89,6 +107,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from hf_ris.benchmark import benchmark, benchmark_data, show, show_data
 
+    device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
+    if options.suite is not None:
+        from hf_ris.benchmark_suite import suite
+
+        return write(suite(options.suite or list(ARCHITECTURES), device, options.repeats, options.small), options)
     if options.model is None:
         config = AutoConfig.for_model(options.arch, **fields)
     else:
@@ -98,9 +121,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         result = benchmark_data(config, options)
         show_data(result)
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() and not options.cpu else "cpu")
         result = benchmark(config, device, options.expressions, options.words, options.repeats)
         show(result)
+    return write(result, options)
+
+
+def write(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     if options.result is not None:
         options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
@@ -114,9 +140,7 @@ def compare_with(options: argparse.Namespace, fields: dict[str, Any]) -> dict[st
     rows = compare(options.arch, options.against, options.repeats, *counts, fields, options.training_step)
     show(rows)
     result = {"rows": rows, "revision": git_revision(), "hardware": hardware(), "versions": versions()}
-    if options.result is not None:
-        options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+    return write(result, options)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
