@@ -21,6 +21,9 @@ from test_space import SPACE, Refusal, comparing, opening, page, pictures, save_
 Picture, open_picture = pictures.Picture, pictures.open_picture
 
 
+# one for all questions, since making one reads every certificate; no connection is used twice, as after an error of
+# gradio's own (it has no second version of undocumented events) the server closes it
+WEB = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 MARKS = (  # beside "path": what a request may say of it
     {},
     {"meta": {"_type": "gradio.FileData"}},
@@ -83,16 +86,16 @@ def ask(address: str, function, data: list, every_way: bool = False) -> list[str
     session = f"session{time.monotonic_ns()}"
     body = {"data": data, "fn_index": function._id, "session_hash": session}
     answers = []
-    with httpx.Client(base_url=f"{address}/gradio_api", timeout=60) as web:
-        if web.post("/queue/join", json=body).status_code == 200:
-            answers.append(web.get("/queue/data", params={"session_hash": session}).text)
-        for way in ("run", "api") if every_way else ():
-            answers.append(web.post(f"/{way}/{name}", json=body).text)
-        for way in ("call", "call/v2") if every_way else ():
-            joined = web.post(f"/{way}/{name}", json={"data": data})
-            answers.append(joined.text)
-            if joined.status_code == 200:
-                answers.append(web.get(f"/{way}/{name}/{joined.json()['event_id']}").text)
+    api = f"{address}/gradio_api"
+    if WEB.post(f"{api}/queue/join", json=body).status_code == 200:
+        answers.append(WEB.get(f"{api}/queue/data", params={"session_hash": session}).text)
+    for way in ("run", "api") if every_way else ():
+        answers.append(WEB.post(f"{api}/{way}/{name}", json=body).text)
+    for way in ("call", "call/v2") if every_way else ():
+        joined = WEB.post(f"{api}/{way}/{name}", json={"data": data})
+        answers.append(joined.text)
+        if joined.status_code == 200:
+            answers.append(WEB.get(f"{api}/{way}/{name}/{joined.json()['event_id']}").text)
     assert answers
     return answers
 
