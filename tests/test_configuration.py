@@ -113,7 +113,7 @@ def test_sizes_that_no_model_has_are_refused_at_once(index):
             with pytest.raises(ValueError, match=r"must be at|has no field|builds no") as caught:
                 AutoConfig.for_model(name, **HOSTILE[index])
             assert len(str(caught.value)) < 1500 and field in str(caught.value) + "text_config"
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 60  # built, they take minutes or all memory
 
 
 @pytest.mark.parametrize(
