@@ -88,10 +88,11 @@ def label(
         own = left[accelerator.process_index :: accelerator.num_processes]
         for name in tqdm(own, unit="image", disable=not accelerator.is_main_process):
             texts = expressions.get(name, []) if isinstance(expressions, Mapping) else expressions
-            progress.add(name, _answers(pipe, images / name, list(texts), min_score))
+            answers = _answers(pipe, images / name, list(texts), min_score)
             target = out / "images" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(images / name, target)
+            shutil.copyfile(images / name, target)  # before the line that says it is done
+            progress.add(name, answers)
         accelerator.wait_for_everyone()
         return agreed(lambda: progress.finish(names))
 
