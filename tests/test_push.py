@@ -180,6 +180,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_runs_and_bundles_are_pushed(tmp_path):
     with HubServer() as hub:
         environment = hub.environment(tmp_path / "hf") | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
