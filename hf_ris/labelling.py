@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
 from hf_ris.data.schema import encode_mask
 from hf_ris.models.images_ris import as_pil
-from hf_ris.processes import agreed
+from hf_ris.processes import agreed, take_lock
 
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -138,10 +138,7 @@ class _Progress:
         if known.exists() and json.loads(known.read_text(encoding="utf-8")) != self.settings:
             raise ValueError(f"{self.out} was begun with other settings ({known}): give them again, or a new folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"{self.out} is being written by another run that still goes on.") from error
+        take_lock(self._lock, self.out)
         known.write_text(json.dumps(self.settings), encoding="utf-8")
 
     def done(self) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,12 @@
 """What the processes of a launch agree on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 
 def agreed(work: Callable[[], Any]) -> Any:
@@ -23,3 +25,15 @@ def agreed(work: Callable[[], Any]) -> Any:
     if answer[1] is not None:
         raise ValueError(answer[1])
     return answer[0]
+
+
+def take_lock(lock: FileLock, folder: Path) -> None:
+    """Hold the lock of a folder that one run alone may write.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder} is being written by another run that still goes on.") from error

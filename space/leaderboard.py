@@ -10,6 +10,8 @@ from typing import Any
 
 from entries import Entry, read_json
 
+from hf_ris.hub.card import pretraining_seconds
+
 
 PAPERS = {  # model type: where, address
     "lts": ("CVPR 2021", "https://arxiv.org/abs/2103.16284"),
@@ -28,10 +30,14 @@ INK = ("#4338ca", "#d97706", "#64748b", "#94a3b8")
 
 @dataclass(frozen=True)
 class Row:
-    """A model and its results by split; each holds the metrics of protocol `original`, in [0, 1]."""
+    """A model and its results by split; each holds the metrics of protocol `original`, in [0, 1].
+
+    scenes: of `test` that were measured. minutes: of training, with all that came before the last run's `steps`.
+    """
 
     entry: Entry
     parameters: int
+    scenes: int | None
     steps: int | None
     minutes: float | None
     seconds: float | None
@@ -60,8 +66,9 @@ def read_row(entry: Entry, speed: float | None = None) -> Row:
         for split, found in stored.get("results", {}).items()
         if isinstance(found, dict)
     }
-    minutes = seconds / 60 if isinstance(seconds, int | float) else None
-    return Row(entry, stored.get("parameters", 0), stored.get("steps"), minutes, speed, results)
+    minutes = (seconds + pretraining_seconds(stored)) / 60 if isinstance(seconds, int | float) else None
+    scenes = stored.get("results", {}).get("test", {}).get("images")
+    return Row(entry, stored.get("parameters", 0), scenes, stored.get("steps"), minutes, speed, results)
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, float]:
@@ -92,9 +99,10 @@ def leaderboard_html(entries: list[Entry], seconds: Callable[[Entry], float | No
     )
     plots = "".join((_splits_plot(rows), _kinds_plot(rows), _size_plot(rows)))
     return (
-        "<div class='ris-board ris-colours'><p>RefScenes, 2,000 scenes of each split, protocol <code>original</code>, "
-        "measured by <code>hf-ris evaluate</code>; the files are <code>results.json</code> beside the bundled models. "
-        "These are tiny models on drawn scenes: the numbers say nothing of photographs or of the papers' models.</p>"
+        "<div class='ris-board ris-colours'><p>RefScenes, protocol <code>original</code>, on as many scenes of "
+        "<code>test</code> as the row says, measured by <code>hf-ris evaluate</code>; the files are "
+        "<code>results.json</code> beside the bundled models. These are tiny models on drawn scenes: the numbers say "
+        "nothing of photographs or of the papers' models.</p>"
         f"{_table(rows)}<div class='ris-plots'>{plots}</div></div>"
     )
 
@@ -113,10 +121,11 @@ def _table(rows: list[Row]) -> str:
             (_control(name), lambda row, name=name: _number(row.controls.get(name)))
             for name in controls
         ),
+        ("scenes", lambda row: f"{row.scenes:,}" if isinstance(row.scenes, int) else "–"),
         ("parameters", lambda row: f"{row.parameters / 1e6:.2f} M"),
         ("time on this machine", lambda row: "–" if row.seconds is None else f"{1000 * row.seconds:.0f} ms"),
-        ("steps", lambda row: f"{row.steps:,}" if isinstance(row.steps, int) else "–"),
-        ("minutes of training", lambda row: "–" if row.minutes is None else f"{row.minutes:.0f}"),
+        ("steps of the last run", lambda row: f"{row.steps:,}" if isinstance(row.steps, int) else "–"),
+        ("minutes of all training", lambda row: "–" if row.minutes is None else f"{row.minutes:.0f}"),
     ]  # fmt: skip
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name, _ in columns)
     body = "".join(

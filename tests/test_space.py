@@ -756,14 +756,26 @@ def test_the_leaderboard_shows_what_results_say(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": name}))
         metrics = {"mIoU": miou, "oIoU": 0.5, "mIoU (1-2 words)": 0.7, "mIoU (relations)": 0.4}
-        results = {"test": {"protocols": {"original": metrics}}}
+        results = {"test": {"images": 1234, "protocols": {"original": metrics}}}
         results |= {f"test/{key}": {"protocols": {"original": {"mIoU": value}}} for key, value in controls.items()}
-        content = {"parameters": 1_500_000, "training_seconds": 600, "results": results}
+        before = [{"folder": "vision", "seconds": 120}, {"seconds": 60, "after": {"seconds": 60}}]
+        content = {"parameters": 1_500_000, "training_seconds": 600, "pretraining": before, "results": results}
         (folder / "results.json").write_text(json.dumps(content))
     entries_ = [entries.read_entry(tmp_path / name, name) for name in ("lts", "lavt")]
     shown = leaderboard.leaderboard_html(entries_, lambda entry: 0.0123)
     assert shown.index(">LAVT<") < shown.index(">LTS<")  # the best first
-    for text in ("72.0", "61.0", "1.50 M", "12 ms", "another scene&#x27;s text", "relations", "1-2 words", "#card-lts"):
+    for text in (
+        "72.0",
+        "61.0",
+        "1.50 M",
+        "12 ms",
+        "another scene&#x27;s text",
+        "relations",
+        "1-2 words",
+        "#card-lts",
+        "1,234",
+        "<td>14</td>",
+    ):
         assert text in shown, text
     assert shown.count("<svg") == 3 and "https://arxiv.org/abs/2112.02244" in shown
     (tmp_path / "lts" / "results.json").unlink()

@@ -139,15 +139,14 @@ def evaluate_model(
     evaluator = Evaluator(protocols, probabilities=probabilities, target_parts=rows.has_parts)
     if not len(rows):
         raise ValueError("The data set has no expression to evaluate.")
-    own = own_share(rows, accelerator)
-    loader = DataLoader(own, batch_size, collate_fn=ScoringCollator(processor), num_workers=workers)
+    collator = ScoringCollator(processor)
+    loader = DataLoader(own_share(rows, accelerator), batch_size, collate_fn=collator, num_workers=workers)
     whole = probabilities or (record is not None and model is not None)
     fixed = record is not None or any(PROTOCOLS[name].size is not None for name in protocols)
     if model is not None:
         model.eval()
-    for inputs, metadata, targets, parts, objects in tqdm(
-        batches_of(loader), total=len(loader), unit="batch", disable=not progress
-    ):
+    batches = tqdm(batches_of(loader), total=len(loader), unit="batch", disable=not progress)
+    for inputs, metadata, targets, parts, objects in batches:
         if not metadata:
             continue
         if model is None:

@@ -230,8 +230,12 @@ def _table(rows: list[tuple[str, str, str | None, dict[str, Any]]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *cells)) + "\n"
 
 
+def pretraining_seconds(facts: dict[str, Any]) -> float:
+    """Of all pretrainings and earlier runs that results.json tells of, each with the one that it went on from."""
+    return sum(_seconds(one) for one in facts.get("pretraining", []))
+
+
 def _seconds(pretraining: dict[str, Any]) -> float:
-    """Of a pretraining and of the one that it went on from."""
     return pretraining["seconds"] + (_seconds(pretraining["after"]) if "after" in pretraining else 0)
 
 
@@ -254,7 +258,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
             f"- From step {change['step']:,} on `{change['key']}` was {change['after']}, before {change['before']}"
         )
     if facts["pretraining"]:
-        minutes = sum(_seconds(one) for one in facts["pretraining"]) / 60
+        minutes = pretraining_seconds(facts) / 60
         lines.insert(1, f"- Before: {minutes:.0f} minutes of pretraining (`pretraining` in results.json)")
     plain = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return (

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from hf_ris.environment import git_revision, hardware, versions
 from hf_ris.hub.run_log import read_log
-from hf_ris.processes import agreed
+from hf_ris.processes import agreed, take_lock
 from hf_ris.training.recipe import Recipe
 
 
@@ -48,17 +48,11 @@ class RunFolder:
         agreed(lambda: self._begin(resume))
 
     def __enter__(self) -> "RunFolder":
-        agreed(self._acquire)
+        agreed(lambda: take_lock(self._lock, self.path))
         return self
 
     def __exit__(self, *_) -> None:
         self._lock.release()
-
-    def _acquire(self) -> None:
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"{self.path} is being written by another run that still goes on.") from error
 
     def _begin(self, resume: bool) -> None:
         if (self.path / "run.json").exists():
