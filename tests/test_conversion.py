@@ -285,7 +285,6 @@ def test_other_swins_become_their_configuration(name, window):
     text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
     config = LavtConfig(vision_config=vision, text_config=text, decoder_dim=64)
     state = on_meta(LavtForReferringSegmentation, config, official_name)
-    state = {key: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for key, tensor in state.items()}
     found = build_config(state)
     assert found.to_dict() == config.to_dict()
     with torch.device("meta"):
@@ -452,7 +451,7 @@ def test_weights_that_are_not_finite_are_refused(place):
     state = official(tiny_model())
     state["classifier.conv1_4.weight"][0, 0, 0, 0] = float("nan")
     torch.save({"model": state}, place / "nan.pth")
-    with pytest.raises(SystemExit, match="classifier.conv1_4.weight holds values that are not finite"):
+    with pytest.raises(SystemExit, match="values that are not finite in classifier.conv1_4.weight"):
         convert(place, "nan.pth")
 
 

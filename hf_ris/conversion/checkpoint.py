@@ -130,7 +130,7 @@ def merged(base: dict, over: dict) -> dict:
 
 
 def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict for `model` (which may be on the meta device) out of a foreign one.
+    """A state dict for `model` out of a foreign one, either of which may be on the meta device: shapes decide.
 
     Args:
         source: the foreign state dict; a trailing axis of 1 is dropped where ours has one axis less (1x1 convolutions
@@ -154,8 +154,6 @@ def gather(source: dict[str, Tensor], names: dict[str, str], model: nn.Module) -
             tensor = tensor.squeeze(-1)
         if tensor.shape != expected.shape:
             shapes.append(f"{foreign} is {list(source[foreign].shape)} instead of {list(expected.shape)}")
-        elif tensor.is_meta or not tensor.isfinite().all():
-            shapes.append(f"{foreign} holds values that are not finite")
         state[key] = tensor
     unplaced = sorted(source.keys() - set(names.values()))
     if missing or shapes:
@@ -227,7 +225,12 @@ def save_converted(
     """
     with torch.device("meta"):
         skeleton = model_class(config)
-    ours, unplaced = gather(state, {key: foreign_name(key) for key in skeleton.state_dict()}, skeleton)
+    names = {key: foreign_name(key) for key in skeleton.state_dict()}
+    ours, unplaced = gather(state, names, skeleton)
+    odd = [names[key] for key, tensor in ours.items() if tensor.is_meta or not tensor.isfinite().all()]
+    if odd:
+        details = [f"{key} holds values that are not finite" for key in odd]
+        raise ConversionError(f"The checkpoint has values that are not finite in {_few(odd)}.", details)
     processor = make_processor()
     model = model_class.from_pretrained(None, config=config, state_dict=ours, dtype=torch.float32)
     model.save_pretrained(out_dir)
