@@ -15,7 +15,7 @@ import hf_ris
 from hf_ris.commands.push import main
 from hf_ris.hub import push
 from hf_ris.hub.bundle import measured, pretraining_log, results
-from hf_ris.hub.card import UNTRAINED, model_card
+from hf_ris.hub.card import UNTRAINED, model_card, pretraining_seconds
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lavt-refscenes"
@@ -49,26 +49,57 @@ def test_a_card_holds_the_runs_numbers():
     assert {result.metric_type: result.metric_value for result in chosen}["mIoU"] == round(
         100 * best["evaluation"]["mIoU"], 2
     )
-    assert chosen[0].dataset_args == {"images": 200}
+    images = recipe["data"]["validation_size"]
+    assert chosen[0].dataset_args == {"images": images}
+    of_test = facts["results"]["test"]
+    row = [f"{of_test['expressions']:,}"]
+    row += [f"{100 * of_test['protocols']['original'][name]:.2f}" for name in ("oIoU", "mIoU")]
     told = section(card, "Measured")
-    assert "| refscenes, test | original | 29,357 | 61.85 | 63.28 |" in told
-    assert "given the expression of another scene" in told and f"step {best['step']:,}, on 200 images of `val`" in told
+    assert f"| refscenes, test | original | {' | '.join(row)} |" in told
+    assert "given the expression of another scene" in told
+    assert f"best by mIoU, at step {best['step']:,}, on {images} images of `val`" in told
     assert "space/checkpoints" not in card.text and "REPO_ID" not in card.text  # nothing of the bundled one's text
     training = section(card, "Training")
     for said in (
-        "16,000 steps in 48 minutes, seed 0",
+        f"{facts['steps']:,} steps in {facts['training_seconds'] / 60:.0f} minutes, seed {facts['seed']}",
         "AMD EPYC",
         facts["revision"],
-        "1,944,092",
-        "13 minutes",
+        f"{facts['parameters']:,}",
+        f"{pretraining_seconds(facts) / 60:.0f} minutes of pretraining",
         "torch",
     ):
         assert said in training, said
-    assert "learning_rate: 0.0015" in training
+    assert f"learning_rate: {recipe['optimizer']['learning_rate']}" in training
     assert "knows nothing of photographs" in section(card, "Limits")
     assert "random start: Apache-2.0" in section(card, "Licence") and "arxiv.org/abs/2112.02244" in card.text
     assert 'model="user/mine"' in section(card, "Use")
     assert str(ModelCard(str(card))) == str(card)
+
+
+def test_the_card_of_a_video_model_tells_of_videos(tmp_path):
+    """J&F chooses the model, and what was measured keeps its videos and controls."""
+    facts, recipe, _ = bundle_parts()
+    recipe["data"] |= {"name": "refscenes_video", "validation_size": 30}
+    recipe["evaluation"]["protocol"] = "youtube_vos"
+    log = [{"step": step, "evaluation": {"J&F": jf, "J": jf + 0.1, "F": jf - 0.1}} for step, jf in ((1, 0.7), (2, 0.6))]
+    files = []
+    for control, jf in ((None, 0.71), ("shuffled_frames", 0.25)):
+        overall = {name: {"value": jf, "low": None, "high": None} for name in ("J&F", "J", "F")}
+        slices = {"motion": {"with": {"expressions": 6, "metrics": overall}}}
+        told = {"data": "refscenes_video", "split": "test", "control": control, "expressions": 9, "videos": 2}
+        told |= {"revision": "r", "hardware": {}, "protocols": {"youtube_vos": {"overall": overall, "slices": slices}}}
+        files.append(tmp_path / f"{control}.json")
+        files[-1].write_text(json.dumps(told))
+    found = measured(files)
+    assert found["test"]["videos"] == 2 and found["test"]["slices"]["motion"]["with"] == {"expressions": 6, "J&F": 0.71}
+    facts |= {"architecture": "vatex_video", "results": found, "trained_on": ["refscenes_video"]}
+    card = ModelCard(model_card("user/mine", facts, recipe, log))
+    told = section(card, "Measured")
+    assert "| refscenes_video, test | youtube_vos | 9 | 71.00 | 71.00 | 71.00 |" in told
+    assert "| refscenes_video, test: the frames in a random order | youtube_vos | 9 | 25.00" in told
+    assert "best by J&F, at step 1, on 30 videos of `val` (protocol youtube_vos): J&F 70.00" in told
+    assert {result.task_name for result in card.data.eval_results} == {"Referring video segmentation"}
+    assert "knows nothing of photographs" in section(card, "Limits")
 
 
 @pytest.mark.parametrize("validated", [True, False])
@@ -136,7 +167,7 @@ def test_a_card_tells_what_the_training_started_from(weights, bases, licence):
     card = ModelCard(model_card("user/mine", facts | {"pretraining": []}, recipe, log, told))
     assert (card.data.base_model, card.data.license) == (bases, licence)
     own = section(card, "This model")
-    assert "1,944,092 parameters" in own and "above 0.4" in own and "`image_size: 128`" in own
+    assert f"{facts['parameters']:,} parameters" in own and "above 0.4" in own and "`image_size: 128`" in own
     assert card.text.index("## This model") < card.text.index("## Use")
 
 

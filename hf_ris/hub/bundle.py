@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_ris.hub.run_log import read_log
+from hf_ris.metrics import leading_metrics
 
 
 MODEL_FILES = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+_KEPT = ("data", "expressions", "images", "videos", "revision", "hardware")  # of an evaluation
 LIMIT = 9_000_000  # bytes of weights: the repository carries tiny models only
 
 
@@ -39,15 +41,16 @@ def measured(evaluations: list[Path]) -> dict[str, Any]:
         key = one["split"] if one["control"] is None else f"{one['split']}/{one['control']}"
         if key in kept:
             raise ValueError(f"{path} is a second evaluation of {key}; give one of each.")
-        kept[key] = {name: one[name] for name in ("data", "expressions", "images", "revision", "hardware")}
+        kept[key] = {name: one[name] for name in _KEPT if name in one}
         kept[key]["protocols"] = {
             name: {metric: entry["value"] for metric, entry in of["overall"].items()}
             for name, of in one["protocols"].items()
         }
         first = next(iter(one["protocols"].values()))  # the kinds of expressions, under the first protocol alone
+        chief = leading_metrics(first["overall"])[0]
         kept[key]["slices"] = {
             kind: {
-                label: {"expressions": part["expressions"], "mIoU": part["metrics"]["mIoU"]["value"]}
+                label: {"expressions": part["expressions"], chief: part["metrics"][chief]["value"]}
                 for label, part in of_kind.items()
             }
             for kind, of_kind in first["slices"].items()

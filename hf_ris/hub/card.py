@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
+from hf_ris.data.refscenes.moving import NAME as MOVING
 from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
+from hf_ris.metrics import VIDEO_PROTOCOLS, leading_metrics
 from hf_ris.resources import model_card_template
 
 
@@ -24,7 +26,9 @@ UNTRAINED = "; nothing was trained on photographs yet"  # in their tables of the
 _CONTROLS = {
     "largest_object": "the largest object, without reading",
     "other_scene_expression": "given the expression of another scene",
-    "other_object_expression": "given the expression of another object of the same image",
+    "other_object_expression": "given the expression of another object of the same image or video",
+    "shuffled_frames": "the frames in a random order",
+    "first_frame": "the first frame instead of each",
 }
 
 
@@ -51,12 +55,12 @@ def model_card(
     validation = _validation(facts, recipe, log)
     own = {
         "This model": _this_model(facts, model),
-        "Measured": _measured(facts, validation),
+        "Measured": _measured(facts, validation, _unit(recipe)),
         "Training": _training(facts, recipe),
         "Licence": _licence(facts, recipe),
     }
     sections = {**_sections(card.text), **own}
-    if recipe["data"]["name"] in REFSCENES:
+    if recipe["data"]["name"] in (*REFSCENES, MOVING):
         sections["Limits"] += "Trained on RefScenes, drawn scenes: this model knows nothing of photographs.\n\n"
     last = ("Measured", "Training", "Limits", "Licence")
     names = ["", "This model", *(name for name in sections if name not in ("", "This model", *last)), *last]
@@ -122,7 +126,8 @@ def _validation(facts: dict[str, Any], recipe: dict[str, Any], log: list[dict[st
     lines = [line for line in lines if not line.get("early_end")] or lines
     if not lines:
         return None
-    best = max(lines, key=lambda line: line["evaluation"]["mIoU"])
+    chief = leading_metrics(lines[0]["evaluation"])[0]
+    best = max(lines, key=lambda line: line["evaluation"][chief])
     data = recipe["data"]
     return {
         "step": best["step"],
@@ -146,7 +151,11 @@ def _read(facts: dict[str, Any], recipe: dict[str, Any], part: str) -> int | Non
     if facts.get("read"):
         return facts["read"][part]["images"]
     limit = recipe["data"]["size" if part == "training" else "validation_size"]
-    return limit if recipe["data"]["name"] in REFSCENES else None
+    return limit if recipe["data"]["name"] in (*REFSCENES, MOVING) else None
+
+
+def _unit(recipe: dict[str, Any]) -> str:
+    return "videos" if recipe["evaluation"]["protocol"] in VIDEO_PROTOCOLS else "images"
 
 
 def _whole(metrics: dict[str, float]) -> dict[str, float]:
@@ -178,7 +187,7 @@ def _eval_results(facts: dict[str, Any], validation: dict[str, Any] | None) -> l
     return [
         EvalResult(
             task_type="image-segmentation",
-            task_name="Referring image segmentation",
+            task_name=f"Referring {'video' if protocol in VIDEO_PROTOCOLS else 'image'} segmentation",
             dataset_name=data,
             dataset_type=data,
             dataset_split=split,
@@ -193,7 +202,7 @@ def _eval_results(facts: dict[str, Any], validation: dict[str, Any] | None) -> l
     ]
 
 
-def _measured(facts: dict[str, Any], validation: dict[str, Any] | None) -> str:
+def _measured(facts: dict[str, Any], validation: dict[str, Any] | None, unit: str) -> str:
     text = ""
     for controls in (False, True):
         rows = [row for row in _results(facts) if (row[2] is not None) is controls]
@@ -203,9 +212,10 @@ def _measured(facts: dict[str, Any], validation: dict[str, Any] | None) -> str:
             text += "By `hf-ris evaluate`, in percent; a number holds under its protocol only.\n\n"
         text += _table(rows)
     if validation:
-        of = f"{validation['images']} images of " if validation["images"] else ""
+        of = f"{validation['images']} {unit} of " if validation["images"] else ""
         metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in _whole(validation["metrics"]).items())
-        text += f"The model is the best by mIoU, at step {validation['step']:,}, on {of}`{validation['split']}` "
+        chief = leading_metrics(validation["metrics"])[0]
+        text += f"The model is the best by {chief}, at step {validation['step']:,}, on {of}`{validation['split']}` "
         text += f"(protocol {validation['protocol']}): {metrics}. These chose it, so they flatter it.\n\n"
     if not any(control is None for _, _, control, _ in _results(facts)):
         missing = "On no test split has it been measured." if validation else "Nothing has been measured of this model."
@@ -243,7 +253,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     hardware, data = facts["hardware"], recipe["data"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
     images = _read(facts, recipe, "training")
-    size = f"{images:,} images" if images is not None else "how many images was not recorded"
+    size = f"{images:,} {_unit(recipe)}" if images is not None else "how many images was not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
         f"- Data: {_dataset(data['name'])}, `{data['split']}`, {size}",

@@ -13,7 +13,15 @@ _MODULES = {
     "consistency": ["ObjectConsistency", "object_counts"],
     "evaluator": ["Evaluator", "expression_metadata"],
     "predictions": ["prediction_line", "read_predictions"],
-    "protocols": ["PROTOCOLS", "THRESHOLDS", "Counts", "Protocol", "counts", "get_protocol"],
+    "protocols": [
+        "PROTOCOLS",
+        "THRESHOLDS",
+        "Counts",
+        "Protocol",
+        "counts",
+        "get_protocol",
+        "leading_metrics",
+    ],
     "slices": ["has_location_word", "has_motion", "has_negation", "has_ordinal"],
     "video": ["VIDEO_PROTOCOLS", "VideoEvaluator", "merge_answers"],
 }

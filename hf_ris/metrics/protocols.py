@@ -4,6 +4,7 @@ Numbers of different repositories are not comparable: they differ in the resolut
 ground truth is drawn and how probabilities become a mask, and in what Pr@X and an empty union mean.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -100,6 +101,11 @@ def get_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def leading_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Of measured metrics those that are shown first; a model is chosen by the first: J&F of videos, mIoU of images."""
+    return ("J&F", "J", "F") if "J&F" in names else ("mIoU", "oIoU")
 
 
 class Counts(NamedTuple):

@@ -23,6 +23,7 @@ from hf_ris.data.transforms import expression_counts, expression_texts
 from hf_ris.environment import check_launch
 from hf_ris.evaluation.answers import evaluate_model
 from hf_ris.evaluation.videos import evaluate_videos
+from hf_ris.metrics import leading_metrics
 from hf_ris.training.build import build_config, build_model, build_rows
 from hf_ris.training.figures import Figures
 from hf_ris.training.optimizer import AveragedWeights, build_optimizer, freeze, learning_rate_factor
@@ -311,7 +312,7 @@ class Training:
         line = {"step": step, "evaluation": metrics, "seconds": self.progress.seconds}
         self.folder.log(line | _EARLY if early_end else line)
         self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
-        shown = ("J&F", "J", "F") if self.videos else ("mIoU", "oIoU")
+        shown = leading_metrics(metrics)
         if self.accelerator.is_main_process:
             tqdm.write(f"step {step}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in shown), file=sys.stderr)
         if metrics[shown[0]] > self.progress.best and not (early_end and self.progress.best >= 0):
@@ -425,7 +426,7 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 def train(
     recipe: Recipe, accelerator: Accelerator, output: Path, resume: bool = False, stop_at_step: int | None = None
 ) -> dict[str, Any]:
-    """A whole run, which leaves its folder `output`; returns steps, seconds, best mIoU and the last metrics.
+    """A whole run, which leaves its folder `output`; returns steps, seconds, best mIoU or J&F, last metrics.
 
     Args:
         accelerator: of `build_accelerator`. resume: go on from the newest checkpoint in `output`.
@@ -448,9 +449,10 @@ def train(
         accelerator.init_trackers(recipe.tracking.project, config=flat_recipe(recipe), init_kwargs=again)
         training.run(min(stop_at_step or training.total_steps, training.total_steps))
         progress = training.progress
-        result = {"steps": progress.step, "seconds": progress.seconds, "best_mIoU": progress.best}
+        chief = leading_metrics(progress.metrics)[0]
+        result = {"steps": progress.step, "seconds": progress.seconds, f"best_{chief}": progress.best}
         result["last"] = progress.metrics
         folder.finish(result)
-    accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best mIoU {progress.best:.4f}: {output}")
+    accelerator.print(f"{progress.step} steps in {progress.seconds:.0f} s, best {chief} {progress.best:.4f}: {output}")
     accelerator.end_training()
     return result
