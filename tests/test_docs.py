@@ -135,6 +135,7 @@ python train/lengths.py --data lists --bert bert-base-uncased
 python train/pretrain_vision.py --recipe train/recipes/lavt/refscenes.yaml --steps 8000 --out outputs/vision
 python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
 python train/pretrain_regions.py --recipe train/recipes/vlt/refscenes.yaml --out outputs/vlt-regions
+python train/pretrain_motion.py --recipe vatex_video/refscenes_video --out outputs/vatex_video-motion
 python -m hf_ris.conversion lavt CHECKPOINT.pth OUT_DIR
 """.split("\n")[1:-1]
 

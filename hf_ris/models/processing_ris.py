@@ -157,6 +157,14 @@ class RisImageProcessor(BaseImageProcessor):
         refuse_unknown(type(self).__name__, unknown, ("images", "return_tensors"))
         check_return_tensors(return_tensors)
         images = pictures(images)
+        canvas = self.checked_canvas(images)
+        data = {"pixel_values": self.write_pixels(torch.zeros(len(images), 3, *canvas), images)}
+        if self.geometry == "short_side":
+            data["pixel_mask"] = self.pixel_mask(images, canvas)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def checked_canvas(self, images: list[Image.Image]) -> tuple[int, int]:
+        """`canvas_size` of images. Raises ValueError for one that is out of proportion."""
         sizes = [(image.height, image.width) for image in images]
         canvas = self.canvas_size(sizes)
         if self.geometry == "short_side" and math.prod(canvas) > max(MAX_CANVAS_PIXELS, self.image_size**2):
@@ -165,15 +173,23 @@ class RisImageProcessor(BaseImageProcessor):
                 f"canvas of {canvas[0]} x {canvas[1]}, more than {MAX_CANVAS_PIXELS:,} pixels: cut strips into pieces, "
                 "and give upright and lying ones apart."
             )
-        pixels = torch.stack([self._place(self._pixels(image), canvas) for image in images])
-        data = {"pixel_values": pixels}
-        if self.geometry == "short_side":
-            mask = torch.zeros(len(images), *canvas, dtype=torch.long)
-            for row, image in zip(mask, images):
-                height, width = self.content_size(image.height, image.width)
-                row[:height, :width] = 1
-            data["pixel_mask"] = mask
-        return BatchFeature(data, tensor_type=return_tensors)
+        return canvas
+
+    def write_pixels(self, out: Tensor, images: list[Image.Image]) -> Tensor:
+        """Normalised pixels of n RGB images into `out`, zeros (n, 3, H, W) of a canvas, one by one: a long video is in
+        memory once."""
+        for place, image in zip(out, images, strict=True):
+            content = self._pixels(image)
+            place[:, : content.shape[1], : content.shape[2]] = content
+        return out
+
+    def pixel_mask(self, images: list[Image.Image], canvas: tuple[int, int]) -> Tensor:
+        """(n, H, W) long: 1 = picture, 0 = padding right and below."""
+        mask = torch.zeros(len(images), *canvas, dtype=torch.long)
+        for row, image in zip(mask, images):
+            height, width = self.content_size(image.height, image.width)
+            row[:height, :width] = 1
+        return mask
 
     def preprocess_mask(self, mask, canvas: tuple[int, int]) -> Tensor:
         """(H, W) mask of the original image, see `binary_mask` -> (h, w) float32 in [0, 1] at input size."""

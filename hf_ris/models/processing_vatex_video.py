@@ -102,11 +102,12 @@ class VatexVideoProcessor(VatexProcessor):
         return frames
 
     def _pixels_of(self, clips: list[list[Image.Image]]) -> dict[str, Tensor]:
-        lengths = [len(frames) for frames in clips]
-        made = self.image_processor([frame for frames in clips for frame in frames], return_tensors="pt")
-        pixels, masks = (made[name].split(lengths) for name in ("pixel_values", "pixel_mask"))
-        inputs = {"pixel_mask": torch.stack([mask[0] for mask in masks])}
-        inputs["pixel_values_videos"] = torch.nn.utils.rnn.pad_sequence(pixels, batch_first=True)
+        lengths, first = [len(frames) for frames in clips], [frames[0] for frames in clips]
+        canvas = self.image_processor.checked_canvas(first)  # all frames of a video have one size
+        videos = torch.zeros(len(clips), max(lengths), 3, *canvas)
+        for video, frames in zip(videos, clips):
+            self.image_processor.write_pixels(video[: len(frames)], frames)
+        inputs = {"pixel_mask": self.image_processor.pixel_mask(first, canvas), "pixel_values_videos": videos}
         if len(set(lengths)) > 1:
             inputs["frame_mask"] = _frame_mask(lengths)
         return inputs
@@ -114,13 +115,14 @@ class VatexVideoProcessor(VatexProcessor):
     def _clip_views(self, clips: list[list[Image.Image]]) -> dict[str, Tensor]:
         """clip_pixel_values (B, K, 3, S, S), and where videos have several lengths and all frames are seen,
         clip_frame_mask (B, K)."""
-        view, seen = self.clip_view(), []
-        for frames in clips:
-            chosen = evenly(len(frames), self.prior_frames or len(frames))
-            seen.append(view([frames[place] for place in chosen])["pixel_values"])
-        inputs = {"clip_pixel_values": torch.nn.utils.rnn.pad_sequence(seen, batch_first=True)}
-        if len({len(views) for views in seen}) > 1:
-            inputs["clip_frame_mask"] = _frame_mask([len(views) for views in seen])
+        view, side = self.clip_view(), self.clip_image_size
+        lengths = [self.prior_frames or len(frames) for frames in clips]
+        seen = torch.zeros(len(clips), max(lengths), 3, side, side)
+        for views, frames, count in zip(seen, clips, lengths):
+            view.write_pixels(views[:count], [frames[place] for place in evenly(len(frames), count)])
+        inputs = {"clip_pixel_values": seen}
+        if len(set(lengths)) > 1:
+            inputs["clip_frame_mask"] = _frame_mask(lengths)
         return inputs
 
     def _clip_labels(self, clips, texts: list[list[str]], masks, videos: Tensor) -> Tensor:

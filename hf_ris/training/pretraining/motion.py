@@ -149,7 +149,14 @@ def pretrain(options: argparse.Namespace) -> None:
     decayed, others = by_dimensions([p for p in parameters if p is not table])
     others = [*others, finder.sharpness, *([table] if table.requires_grad else [])]  # decay would move all its rows
     work = Run(
-        options, seed, [finder], decayed, others, 100, log_every=50, measure=lambda: measure(finder, validation, collate)
+        options,
+        seed,
+        [finder],
+        decayed,
+        others,
+        100,
+        log_every=50,
+        measure=lambda: measure(finder, validation, collate),
     )
     finder.train()
     for keys in work.seeded(StepBatches(len(rows), options.batch_size, seed, work.steps, options.steps)):
