@@ -290,3 +290,25 @@ def test_wrong_inputs_are_one_sentence(image_vatex):
     other = VatexVideoForReferringSegmentation(VatexVideoConfig(**_own_fields(model.config) | {"hidden_dim": 32}))
     with pytest.raises(ValueError, match="The image weights do not fit this video model"):
         other.load_image_weights(model.state_dict())
+
+
+def test_frames_are_read_when_their_window_comes(image_vatex):
+    """Lazy videos give the same answer, and each frame is read once, in the order of windows."""
+    model, processor = video_model(image_vatex, window_frames=2)
+    videos, texts = [clip(5), clip(3, 1)], [TEXTS, TEXTS[:1]]
+    read = []
+
+    class Told(list):
+        def __getitem__(self, place):
+            read.append(place)
+            return super().__getitem__(place)
+
+    inputs = processor(videos, texts)
+    late = processor(videos, texts, lazy=True)
+    lazy, pixels = late["pixel_values_videos"], inputs["pixel_values_videos"]
+    assert lazy.shape == pixels.shape and lazy[:, 1:5:2].equal(pixels[:, 1:5:2]) and lazy[:, :].equal(pixels)
+    lazy.clips[0] = Told(lazy.clips[0])
+    with torch.inference_mode():
+        expected, found = model(**inputs), model(**late)
+    assert read == [0, 3, 1, 4, 2]
+    torch.testing.assert_close(found.query_logits, expected.query_logits, atol=0, rtol=0)

@@ -74,7 +74,7 @@ def answer_video(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """(frame number, an answer of `post_process_referring_segmentation` per text), frame by frame."""
     if is_video_model(model):
-        inputs = processor([frames[index] for index in range(len(frames))], texts)
+        inputs = processor([frames[index] for index in range(len(frames))], texts, lazy=True)
         inputs = {name: value.to(accelerator.device) for name, value in inputs.items()}
         with accelerator.autocast():
             outputs = model(**inputs)

@@ -345,7 +345,7 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
                 raise ValueError(
                     f"{images} images and {expressions} expressions: pass image_index, one image number per expression."
                 )
-            return torch.arange(images, device=pixel_values.device)
+            return torch.arange(images, device=input_ids.device)
         if image_index.shape != (expressions,):
             raise ValueError(f"image_index must have shape ({expressions},), got {tuple(image_index.shape)}.")
         return image_index

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_vatex_video import VatexVideoConfig
+from .lazy_videos import LazyVideos
 from .losses import binary_cross_entropy, dice_loss, point_sample, uncertain_points
 from .modeling_ris import RisOutput
 from .modeling_vatex import (
@@ -51,6 +52,9 @@ from .pipeline_video_ris import VIDEO_TASK, ReferringVideoSegmentationPipeline
 from .positions import sine_positions
 from .video_encoders import build_video_encoder
 from .vision_encoders import inside
+
+
+_VIEWS = 32  # that CLIP sees at a time
 
 
 class Extent(NamedTuple):
@@ -240,7 +244,7 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
 
     def forward(
         self,
-        pixel_values_videos: Tensor,
+        pixel_values_videos: Tensor | LazyVideos,
         input_ids: Tensor,
         attention_mask: Tensor,
         video_index: Tensor | None = None,
@@ -256,7 +260,7 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         """Segment N expressions over B videos.
 
         Args:
-            pixel_values_videos: (B, T, 3, H, W), normalised, padded right, below and at the end.
+            pixel_values_videos: (B, T, 3, H, W), normalised, padded right, below and at the end, or what makes them.
             input_ids, attention_mask: (N, L), padding at the end.
             video_index: (N,) long, the video of each expression; None is one expression per video.
             frame_mask: (B, T), 1 = frame, 0 = padding at the end; None is no padding. What is answered there means
@@ -284,10 +288,9 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         check_videos(pixel_values_videos, frame_mask, pixel_mask, labels)
         index = self.image_index_of(pixel_values_videos, input_ids, video_index)
         size, stride = pixel_values_videos.shape[-2:], self.config.stride
-        margin = (0, -size[1] % stride, 0, -size[0] % stride)
-        videos = F.pad(pixel_values_videos, margin) if any(margin) else pixel_values_videos  # which would be a copy
+        padded = tuple(side + -side % stride for side in size)
         lengths = lengths_of(frame_mask)
-        extent = Extent(self.content_of(pixel_mask, videos.shape[-2:]), lengths)
+        extent = Extent(self.content_of(pixel_mask, padded), lengths)
         words = self.encode_text(input_ids, attention_mask)
         start, heatmap = self.sentence(words, attention_mask), None
         if self.clip_prior is not None:
@@ -295,10 +298,11 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             heatmap, whole = mean_cosines(*prior, self.encode_prompts(prompt_ids, prompt_mask))
             start = start + self.clip_prior(heatmap, whole)
         said = (words, attention_mask, start)
-        if labels is None and videos.shape[1] > self.config.window_frames:
-            masks, scores, states = self.answer_in_windows(videos, extent, said, index)
+        if labels is None and pixel_values_videos.shape[1] > self.config.window_frames:
+            masks, scores, states = self.answer_in_windows(pixel_values_videos, padded, extent, said, index)
         else:
-            predictions, states = self.segment(self.encode_video(videos, extent), extent, said, index)
+            video = self.encode_video(self.read(pixel_values_videos, (slice(None), slice(None)), padded), extent)
+            predictions, states = self.segment(video, extent, said, index)
             masks, scores = self.answers(predictions[-1], extent.of(index).content)
         best = scores.argmax(1)[:, None, None, None, None].expand(-1, 1, *masks.shape[2:])
         output = RisOutput(
@@ -307,10 +311,10 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             query_logits=masks,
             query_scores=scores,
             text_states=states,
-            input_size=tuple(videos.shape[-2:]),
+            input_size=padded,
         )
         if labels is not None:
-            extents = self.extents(extent.of(index).content, size, videos.shape[-2:], labels)
+            extents = self.extents(extent.of(index).content, size, padded, labels)
             own = None if lengths is None else lengths.index_select(0, index)
             output.losses = self.clip_losses(predictions, labels, *extents, own)
             if self.config.mcc and object_index is not None:
@@ -322,14 +326,23 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
     def encode_prior(self, clip_pixel_values: Tensor, clip_frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, K, 3, S, S) and mask (B, K) -> means over frames of CLIP's patches (B, E, h, w) and whole frames (B, E),
         each of unit length before the mean, float32."""
+        views = clip_pixel_values.flatten(0, 1).to(self.dtype).split(_VIEWS)
         with torch.no_grad():
-            patches, whole = self.clip_image_encoder.joint(clip_pixel_values.flatten(0, 1).to(self.dtype))
+            patches, whole = (torch.cat(parts) for parts in zip(*map(self.clip_image_encoder.joint, views)))
         shape = clip_pixel_values.shape[:2]
         mask = torch.ones(shape, device=whole.device) if clip_frame_mask is None else clip_frame_mask.float()
         weights = mask / mask.sum(1, keepdim=True)
         patches, whole = F.normalize(patches.float(), dim=1), F.normalize(whole.float(), dim=1)
         patches = (patches.unflatten(0, shape) * weights[:, :, None, None, None]).sum(1)
         return patches, (whole.unflatten(0, shape) * weights[:, :, None]).sum(1)
+
+    def read(self, videos: Tensor | LazyVideos, where: tuple[slice, slice], padded: tuple[int, int]) -> Tensor:
+        """Slices of videos and frames, where the model is, padded to (H, W)."""
+        chosen = videos[where]
+        if isinstance(videos, LazyVideos):
+            chosen = chosen.to(self.device, self.dtype)
+        margin = (0, padded[1] - chosen.shape[-1], 0, padded[0] - chosen.shape[-2])
+        return F.pad(chosen, margin) if any(margin) else chosen  # which would be a copy
 
     def encode_video(self, videos: Tensor, extent: Extent) -> EncodedVideo:
         """All that does not depend on text, of videos (B, T, 3, H, W) whose sides are multiples of the stride."""
@@ -371,13 +384,19 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         return self.cmd(self.cmd.sides(levels, extents), words, word_mask, extents)
 
     def answer_in_windows(
-        self, videos: Tensor, extent: Extent, said: tuple[Tensor, Tensor, Tensor], index: Tensor
+        self,
+        videos: Tensor | LazyVideos,
+        padded: tuple[int, int],
+        extent: Extent,
+        said: tuple[Tensor, Tensor, Tensor],
+        index: Tensor,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Videos one by one, each in interleaved windows and each window encoded once, expressions one by one: mask
         logits (N, Q, T, h, w), probabilities (N, Q) and sentences, both means over windows."""
         count, stride = videos.shape[1], self.vision_encoder.strides[0]
-        size = [side // stride for side in videos.shape[-2:]]
-        masks = videos.new_zeros(len(index), self.config.num_queries, count, *size)
+        size = [side // stride for side in padded]
+        shape = (len(index), self.config.num_queries, count, *size)
+        masks = torch.zeros(shape, dtype=self.dtype, device=index.device)
         scores: dict[int, Any] = {}
         states: dict[int, Any] = {}
         for number in range(len(videos)):
@@ -386,7 +405,8 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             own = Extent(None if extent.content is None else extent.content[number : number + 1], None)
             windows = -(-length // self.config.window_frames)
             for window in range(windows if members else 0):
-                video = self.encode_video(videos[number : number + 1, window:length:windows], own)
+                where = slice(number, number + 1), slice(window, length, windows)
+                video = self.encode_video(self.read(videos, where, padded), own)
                 for n in members:
                     one = tuple(x[n : n + 1] for x in said)
                     predictions, found = self.segment(video, own, one, index.new_zeros(1))

@@ -110,7 +110,8 @@ class ReferringVideoSegmentationPipeline(HubMixin, Pipeline):
 
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Frames (one, of an image model) and texts -> the model's inputs, floating ones in its dtype."""
-        return dict(self.processor(inputs["frames"], inputs["texts"]).to(self.dtype))
+        lazy = {"lazy": True} if self.model.main_input_name == "pixel_values_videos" else {}
+        return dict(self.processor(inputs["frames"], inputs["texts"], **lazy).to(self.dtype))
 
     def _forward(self, inputs):
         return self.model(**inputs)

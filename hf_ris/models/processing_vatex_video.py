@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from .arguments_ris import check_return_tensors
 from .configuration_ris import RisConfig
 from .images_ris import as_pil
+from .lazy_videos import LazyVideos
 from .processing_ris import _nest, refuse_unknown
 from .processing_vatex import VatexProcessor
 
@@ -59,7 +60,9 @@ class VatexVideoProcessor(VatexProcessor):
         processor.prior_frames = config.prior_frames
         return processor
 
-    def __call__(self, videos, text, masks=None, return_tensors: str | None = "pt", **unknown) -> BatchFeature:
+    def __call__(
+        self, videos, text, masks=None, lazy: bool = False, return_tensors: str | None = "pt", **unknown
+    ) -> BatchFeature:
         """Make a model's inputs.
 
         Args:
@@ -67,6 +70,8 @@ class VatexVideoProcessor(VatexProcessor):
                 uint8 array (T, H, W, 3), or a single image, which is a video of one frame where `text` nests by it.
             text: one expression; a list (several of one video, or one for each video); or a list of lists.
             masks: boolean masks (T, H, W) of the original frames, nested like `text`; they become `labels`.
+            lazy: pixel_values_videos is a `LazyVideos`, which the model asks for one window of frames after the other,
+                so that memory does not grow with a video's length.
 
         Returns:
             pixel_values_videos (B, T, 3, H, W), frame_mask (B, T) where lengths differ, pixel_mask (B, H, W),
@@ -79,19 +84,22 @@ class VatexVideoProcessor(VatexProcessor):
                 that do not match; the message names which.
         """
         check_return_tensors(return_tensors)
-        refuse_unknown(type(self).__name__, unknown, ("videos", "text", "masks", "return_tensors"))
+        refuse_unknown(type(self).__name__, unknown, ("videos", "text", "masks", "lazy", "return_tensors"))
         clips = [self._frames(video, number) for number, video in enumerate(_videos(videos))]
         texts = _nest(text, len(clips), "expressions")
         said = [expression for group in texts for expression in group]
         inputs = self._tokenize(said)
         inputs["video_index"] = torch.tensor([index for index, group in enumerate(texts) for _ in group])
-        inputs |= self._pixels_of(clips)
+        inputs |= self._pixels_of(clips, lazy)
         if masks is not None:
             inputs["labels"] = self._clip_labels(clips, texts, masks, inputs["pixel_values_videos"])
         if self.clip_image_size is not None:
             inputs |= self._clip_views(clips)
             inputs |= self.prompts(said)
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        videos = inputs.pop("pixel_values_videos")
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        features["pixel_values_videos"] = videos
+        return features
 
     def _frames(self, video, number: int) -> list[Image.Image]:
         frames = [as_pil(frame, f"Frame {place} of video {number}") for place, frame in enumerate(video)]
@@ -101,13 +109,12 @@ class VatexVideoProcessor(VatexProcessor):
             raise ValueError(f"Video {number} needs frames of one size, but it has: {found}.")
         return frames
 
-    def _pixels_of(self, clips: list[list[Image.Image]]) -> dict[str, Tensor]:
+    def _pixels_of(self, clips: list[list[Image.Image]], lazy: bool) -> dict[str, Tensor | LazyVideos]:
         lengths, first = [len(frames) for frames in clips], [frames[0] for frames in clips]
         canvas = self.image_processor.checked_canvas(first)  # all frames of a video have one size
-        videos = torch.zeros(len(clips), max(lengths), 3, *canvas)
-        for video, frames in zip(videos, clips):
-            self.image_processor.write_pixels(video[: len(frames)], frames)
-        inputs = {"pixel_mask": self.image_processor.pixel_mask(first, canvas), "pixel_values_videos": videos}
+        videos = LazyVideos(clips, canvas, self.image_processor.write_pixels)
+        inputs = {"pixel_mask": self.image_processor.pixel_mask(first, canvas)}
+        inputs["pixel_values_videos"] = videos if lazy else videos[:, :]
         if len(set(lengths)) > 1:
             inputs["frame_mask"] = _frame_mask(lengths)
         return inputs
