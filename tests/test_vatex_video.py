@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import build_tiny
 from PIL import Image
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 from hf_ris.benchmark import flop_counter
 from hf_ris.data import MovingScenes, decode_mask
+from hf_ris.models import video_encoders
 from hf_ris.models.configuration_vatex_video import VatexVideoConfig
 from hf_ris.models.modeling_vatex_video import VatexVideoForReferringSegmentation, time_positions
 from hf_ris.models.processing_vatex_video import VatexVideoProcessor, evenly
@@ -215,6 +217,24 @@ def test_video_swin_reads_time_and_needs_public_shapes():
     assert not torch.allclose(levels[0][:, 0], other[0][:, 0])  # the first frame has seen the last
     with pytest.raises(ValueError, match="No public weights fit swin3d_t with arguments"):
         encoder.load_pretrained()
+
+
+@pytest.mark.parametrize("size", [(2, 4, 9, 15), (1, 9, 14, 7), (1, 1, 5, 5)])
+@pytest.mark.parametrize(("window", "shift"), [([8, 7, 7], [4, 3, 3]), ([2, 3, 3], [1, 1, 1]), ([2, 3, 3], [0, 0, 0])])
+def test_attention_in_parts_has_torchvisions_numbers(window, shift, size, monkeypatch):
+    monkeypatch.setattr(video_encoders, "_WINDOWS", 3)
+    torch.manual_seed(0)
+    attention = ShiftedWindowAttention3d(16, window, shift, 2)
+    torch.nn.init.normal_(attention.relative_position_bias_table)
+    x = torch.randn(*size, 16, requires_grad=True)
+
+    def answer_and_gradient():
+        answer = attention(x)
+        return answer, torch.autograd.grad(answer.square().sum(), x)[0]
+
+    expected = answer_and_gradient()
+    attention.__class__ = video_encoders._WindowAttention3d
+    torch.testing.assert_close(answer_and_gradient(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_temporal_shift_mixes_neighbours_alone(image_vatex):

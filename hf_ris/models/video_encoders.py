@@ -8,9 +8,12 @@ Videos of a batch may differ in length: `lengths` (B,) says how many frames of e
 how many rows and columns. What an encoder gives inside is then what it gives for that video alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import get_model_weights
 from torchvision.models.video.swin_transformer import PatchMerging, ShiftedWindowAttention3d, SwinTransformer3d
@@ -25,6 +28,7 @@ _SWIN3D = {
     "swin3d_s": (96, [2, 2, 18, 2], [3, 6, 12, 24], [8, 7, 7], 0.1),
     "swin3d_b": (128, [2, 2, 18, 2], [4, 8, 16, 32], [8, 7, 7], 0.1),
 }
+_WINDOWS = 64  # whose attention is computed at a time
 _SWIN3D_ARGUMENTS = ("embed_dim", "depths", "num_heads", "window_size", "stochastic_depth_prob")
 
 
@@ -81,10 +85,66 @@ def _frame_by_frame(encode, videos: Tensor, content: Tensor | None) -> list[Tens
 
 
 class _WindowAttention3d(ShiftedWindowAttention3d):
-    """torchvision's, whose raw parameter can be drawn anew by the name that `RisPreTrainedModel` knows."""
+    """torchvision's weights and numbers, some windows at a time: the scores of all, of eight frames of 480p, take
+    gigabytes. Its raw parameter can be drawn anew by the name that `RisPreTrainedModel` knows."""
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, h, w, C) -> the same."""
+        size = x.shape[1:4]
+        window = [min(pair) for pair in zip(self.window_size, size)]
+        shift = [0 if side <= wide else by for side, wide, by in zip(size, self.window_size, self.shift_size)]
+        t, h, w = (-side % wide for side, wide in zip(size, window))
+        x = F.pad(x, (0, 0, 0, w, 0, h, 0, t))
+        padded = x.shape[1:4]
+        bias = self.get_relative_position_bias(window)
+        regions = None
+        if any(shift):
+            x = torch.roll(x, [-by for by in shift], (1, 2, 3))
+            regions = _partition(_regions(padded, window, shift, x.device)[None, ..., None], window)[..., 0]
+            regions = regions.repeat(len(x), 1).split(_WINDOWS)
+        parts = _partition(x, window).split(_WINDOWS)
+        answers = [self._attend(part, bias, regions and regions[number]) for number, part in enumerate(parts)]
+        x = _unite(torch.cat(answers), window, padded)
+        x = torch.roll(x, shift, (1, 2, 3)) if any(shift) else x
+        return x[:, : size[0], : size[1], : size[2]].contiguous()
+
+    def _attend(self, x: Tensor, bias: Tensor, regions: Tensor | None) -> Tensor:
+        """Windows (n, L, C), bias (1, heads, L, L); of shifted ones the region (n, L) of each position, which reads its
+        own region alone."""
+        query, key, value = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = bias.to(query.dtype)
+        if regions is not None:
+            bias = bias.masked_fill((regions[:, :, None] != regions[:, None])[:, None], -torch.inf)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.proj(read.transpose(1, 2).flatten(2))
+
+
+def _partition(x: Tensor, window: Sequence[int]) -> Tensor:
+    """(B, T, h, w, C), multiples of the window -> (B * windows, positions, C)."""
+    for axis, side in zip((1, 3, 5), window):
+        x = x.unflatten(axis, (-1, side))
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(0, 3).flatten(1, 3)
+
+
+def _unite(x: Tensor, window: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The inverse of `_partition`, to (B, *size, C)."""
+    counts = [side // wide for side, wide in zip(size, window)]
+    x = x.unflatten(1, tuple(window)).unflatten(0, (-1, *counts))
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, *size, x.shape[-1])
+
+
+def _regions(size: Sequence[int], window: Sequence[int], shift: Sequence[int], device: torch.device) -> Tensor:
+    """(T, h, w) long: positions that lay side by side before a cyclic shift share a number in their window."""
+    numbers = torch.zeros(tuple(size), dtype=torch.long, device=device)
+    for axis, (side, wide, by) in enumerate(zip(size, window, shift)):
+        if by:
+            places = torch.arange(side, device=device)
+            own = (places >= side - wide).long() + (places >= side - by).long()
+            numbers = 3 * numbers + own.view([-1 if other == axis else 1 for other in range(3)])
+    return numbers
 
 
 class VideoSwinEncoder(VisionEncoder):
