@@ -24,15 +24,21 @@ PAPERS = {  # model type: where, address
     "vatex": ("WACV 2025", "https://arxiv.org/abs/2404.08590"),
 }
 SPLITS = (("test", "test"), ("test_compositional", "unseen combinations"))
-CONTROLS = {"other_scene_expression": "another scene's text", "other_object_expression": "another object's text"}
+CONTROLS = {
+    "other_scene_expression": "another scene's text",
+    "other_object_expression": "another object's text",
+    "shuffled_frames": "frames in a random order",
+    "first_frame": "the first frame alone",
+}
 INK = ("#4338ca", "#d97706", "#64748b", "#94a3b8")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model and its results by split; each holds the metrics of protocol `original`, in [0, 1].
+    """A model and its results by split; each holds the metrics of its protocol, in [0, 1].
 
-    scenes: of `test` that were measured. minutes: of training, with all that came before the last run's `steps`.
+    scenes: images or videos of `test` that were measured. minutes: of training, with all that came before the last
+        run's `steps`.
     """
 
     entry: Entry
@@ -47,27 +53,27 @@ class Row:
         value = self.results.get(split, {}).get(metric)
         return float(value) if isinstance(value, int | float) else None
 
-    @property
-    def controls(self) -> dict[str, float]:
-        """mIoU of the controls, by what was changed."""
+    def controls(self, metric: str = "mIoU") -> dict[str, float]:
+        """A metric of the controls, by what was changed."""
         found = {}
         for split in self.results:
-            value = self.of(split, "mIoU")
+            value = self.of(split, metric)
             if "/" in split and value is not None:
                 found[split.rpartition("/")[2]] = value
         return found
 
 
-def read_row(entry: Entry, speed: float | None = None) -> Row:
+def read_row(entry: Entry, speed: float | None = None, protocol: str = "original") -> Row:
     stored = read_json(entry.folder / "results.json")
     seconds = stored.get("training_seconds")
     results = {
-        split: metrics_of(found.get("protocols", {}).get("original", {}))
+        split: metrics_of(found.get("protocols", {}).get(protocol, {}))
         for split, found in stored.get("results", {}).items()
         if isinstance(found, dict)
     }
     minutes = (seconds + pretraining_seconds(stored)) / 60 if isinstance(seconds, int | float) else None
-    scenes = stored.get("results", {}).get("test", {}).get("images")
+    of_test = stored.get("results", {}).get("test", {})
+    scenes = of_test.get("images", of_test.get("videos"))
     return Row(entry, stored.get("parameters", 0), scenes, stored.get("steps"), minutes, speed, results)
 
 
@@ -107,8 +113,42 @@ def leaderboard_html(entries: list[Entry], seconds: Callable[[Entry], float | No
     )
 
 
+def moving_board_html(entries: list[Entry]) -> str:
+    """The table of the video models, best on `test` first; nothing without any."""
+    rows = sorted(
+        (read_row(entry, protocol="youtube_vos") for entry in entries), key=lambda row: -(row.of("test", "J&F") or 0)
+    )
+    if not rows:
+        return ""
+    return (
+        "<div class='ris-board ris-colours'><p>Moving RefScenes, protocol <code>youtube_vos</code>: things that look "
+        "alike are told apart by how they move.</p>"
+        f"{_rows_table(rows, _moving_columns(rows), 'Leaderboard of video models')}</div>"
+    )
+
+
+def _moving_columns(rows: list[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+    controls = sorted({name for row in rows for name in row.controls("J&F")})
+    return [
+        *((name, lambda row, name=name: _number(row.of("test", name))) for name in ("J&F", "J", "F")),
+        ("J&F, unseen combinations", lambda row: _number(row.of("test_compositional", "J&F"))),
+        *((_control(name), lambda row, name=name: _number(row.controls("J&F").get(name))) for name in controls),
+        ("videos", lambda row: f"{row.scenes:,}" if isinstance(row.scenes, int) else "–"),
+        *_costs(),
+    ]
+
+
+def _costs() -> list[tuple[str, Callable[[Row], str]]]:
+    return [
+        ("parameters", lambda row: f"{row.parameters / 1e6:.2f} M"),
+        ("time on this machine", lambda row: "–" if row.seconds is None else f"{1000 * row.seconds:.0f} ms"),
+        ("steps of the last run", lambda row: f"{row.steps:,}" if isinstance(row.steps, int) else "–"),
+        ("minutes of all training", lambda row: "–" if row.minutes is None else f"{row.minutes:.0f}"),
+    ]
+
+
 def _table(rows: list[Row]) -> str:
-    controls = sorted({name for row in rows for name in row.controls})
+    controls = sorted({name for row in rows for name in row.controls()})
     columns: list[tuple[str, Callable[[Row], str]]] = [
         ("mIoU", lambda row: _number(row.of("test", "mIoU"))),
         ("oIoU", lambda row: _number(row.of("test", "oIoU"))),
@@ -118,15 +158,16 @@ def _table(rows: list[Row]) -> str:
         ("right object", lambda row: _number(row.of("test", "localization"))),
         ("mIoU, unseen combinations", lambda row: _number(row.of("test_compositional", "mIoU"))),
         *(
-            (_control(name), lambda row, name=name: _number(row.controls.get(name)))
+            (_control(name), lambda row, name=name: _number(row.controls().get(name)))
             for name in controls
         ),
         ("scenes", lambda row: f"{row.scenes:,}" if isinstance(row.scenes, int) else "–"),
-        ("parameters", lambda row: f"{row.parameters / 1e6:.2f} M"),
-        ("time on this machine", lambda row: "–" if row.seconds is None else f"{1000 * row.seconds:.0f} ms"),
-        ("steps of the last run", lambda row: f"{row.steps:,}" if isinstance(row.steps, int) else "–"),
-        ("minutes of all training", lambda row: "–" if row.minutes is None else f"{row.minutes:.0f}"),
+        *_costs(),
     ]  # fmt: skip
+    return _rows_table(rows, columns, "Leaderboard")
+
+
+def _rows_table(rows: list[Row], columns: list[tuple[str, Callable[[Row], str]]], label: str) -> str:
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name, _ in columns)
     body = "".join(
         f"<tr><th scope='row'>{escape(row.entry.title)}</th>{_links(row)}"
@@ -135,7 +176,7 @@ def _table(rows: list[Row]) -> str:
         for row in rows
     )
     return (
-        "<div class='ris-board-scroll' tabindex='0' role='region' aria-label='Leaderboard'><table>"
+        f"<div class='ris-board-scroll' tabindex='0' role='region' aria-label='{label}'><table>"
         f"<thead><tr><th scope='col'>Model</th><th scope='col'>Paper and card</th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
@@ -205,12 +246,12 @@ def _splits_plot(rows: list[Row]) -> str:
     series = [
         (label, colour, lambda row, split=split: row.of(split, "mIoU")) for (split, label), colour in zip(SPLITS, INK)
     ]
-    names = sorted({name for row in rows for name in row.controls})
+    names = sorted({name for row in rows for name in row.controls()})
     series += [
         (
             f"control: {CONTROLS.get(name, name.replace('_', ' '))}",
             colour,
-            lambda row, name=name: row.controls.get(name),
+            lambda row, name=name: row.controls().get(name),
         )
         for name, colour in zip(names, INK[2:])
     ]

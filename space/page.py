@@ -14,7 +14,7 @@ import gradio as gr
 from comparing import Comparer
 from examples import FOLDER as EXAMPLES
 from gate import GuardedBlocks
-from leaderboard import leaderboard_html
+from leaderboard import leaderboard_html, moving_board_html
 from service import Service
 from video import VideoService, video_tab
 
@@ -70,12 +70,12 @@ def _leaderboard(tab: gr.Tab, comparer: Comparer) -> None:
     """Table and plots, made anew whenever the tab is opened since times are this machine's; and the models' cards."""
     board = gr.HTML(apply_default_css=False, elem_id="ris-leaderboard")
     tab.select(
-        lambda: leaderboard_html(comparer.zoo.bundled, comparer.seconds),
+        lambda: leaderboard_html(comparer.zoo.bundled, comparer.seconds) + moving_board_html(comparer.zoo.video),
         outputs=board,
         show_progress="hidden",
         api_visibility="private",
     )
-    for entry in comparer.zoo.bundled:
+    for entry in (*comparer.zoo.bundled, *comparer.zoo.video):
         if entry.model_type in hf_ris.ARCHITECTURES:
             card = model_card_template(entry.model_type).read_text(encoding="utf-8").split("---\n", 2)[-1]
             with gr.Accordion(f"Card of {entry.title}", open=False, elem_id=f"card-{entry.model_type}"):

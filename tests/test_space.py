@@ -782,6 +782,19 @@ def test_the_leaderboard_shows_what_results_say(tmp_path):
     assert "–" in leaderboard.leaderboard_html(entries_)
 
 
+def test_the_leaderboard_of_video_models(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vatex_video"}')
+    metrics = {"J&F": 0.654, "J": 0.633, "F": 0.675}
+    results = {"test": {"videos": 500, "protocols": {"youtube_vos": metrics}}}
+    results |= {"test/shuffled_frames": {"videos": 100, "protocols": {"youtube_vos": {"J&F": 0.281}}}}
+    content = {"parameters": 1_970_000, "steps": 1000, "training_seconds": 60, "pretraining": [], "results": results}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    shown = leaderboard.moving_board_html([entries.read_entry(tmp_path, "vatex_video")])
+    for text in (">VATEX Video<", "65.4", "63.3", "67.5", "frames in a random order", "28.1", "500", "1.97 M", "1,000"):
+        assert text in shown, text
+    assert leaderboard.moving_board_html([]) == ""
+
+
 def test_the_leaderboard_reads_reports_with_intervals():
     interval = {"value": 0.61, "low": 0.6, "high": 0.62}
     slices = {"kind of expression": {"relation": {"expressions": 7, "metrics": {"mIoU": {"value": 0.4}}}}}
