@@ -327,6 +327,7 @@ def test_frames_are_read_when_their_window_comes(image_vatex):
     late = processor(videos, texts, lazy=True)
     lazy, pixels = late["pixel_values_videos"], inputs["pixel_values_videos"]
     assert lazy.shape == pixels.shape and lazy[:, 1:5:2].equal(pixels[:, 1:5:2]) and lazy[:, :].equal(pixels)
+    assert lazy.clips[0][0] is videos[0][0]  # no copy of a frame
     lazy.clips[0] = Told(lazy.clips[0])
     with torch.inference_mode():
         expected, found = model(**inputs), model(**late)

@@ -26,6 +26,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 
 # Pillow decodes these by itself. Others start programs (EPS: Ghostscript) or are no pictures.
@@ -83,6 +84,12 @@ def pictures(images: Any, timeout: float = URL_SECONDS) -> list[Image.Image]:
     if not images:
         raise ValueError("No image: give at least one.")
     return [as_pil(image, f"Image {index}", timeout) for index, image in enumerate(images)]
+
+
+def is_upright_rgb(image: Any) -> bool:
+    """Whether `to_rgb` would give a copy of a decoded picture."""
+    plain = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data
+    return plain and type(image) is Image.Image and image.getexif().get(Base.Orientation, 1) == 1
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:

@@ -11,7 +11,7 @@ from transformers import BatchFeature
 
 from .arguments_ris import check_return_tensors
 from .configuration_ris import RisConfig
-from .images_ris import as_pil
+from .images_ris import as_pil, is_upright_rgb
 from .lazy_videos import LazyVideos
 from .processing_ris import _nest, refuse_unknown
 from .processing_vatex import VatexProcessor
@@ -102,7 +102,10 @@ class VatexVideoProcessor(VatexProcessor):
         return features
 
     def _frames(self, video, number: int) -> list[Image.Image]:
-        frames = [as_pil(frame, f"Frame {place} of video {number}") for place, frame in enumerate(video)]
+        frames = [
+            frame if is_upright_rgb(frame) else as_pil(frame, f"Frame {place} of video {number}")  # else a copy of it
+            for place, frame in enumerate(video)
+        ]
         sizes = sorted({frame.size for frame in frames})
         if len(sizes) != 1:
             found = ", ".join(f"{width}x{height}" for width, height in sizes) or "none"
