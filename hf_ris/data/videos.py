@@ -1,4 +1,5 @@
-"""Rows of videos on their way to training: which frames and expressions are taken, and the batch made of them."""
+"""Rows of videos, and of images beside them, on their way to training: which frames and expressions are taken, and the
+batch made of them."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -9,13 +10,14 @@ import torch
 from datasets import Dataset
 
 from .collator import object_index
-from .transforms import expression_counts, sample_expressions, sample_triplet
+from .transforms import expression_counts, read_row, sample_expressions, sample_triplet
 from .video_schema import annotated_frames, expression_masks, frames_of
 
 
 class VideoTrainingRows(torch.utils.data.Dataset):
     """The videos that have expressions, each with some of its expressions and of its annotated frames, by key
-    `(epoch, index)`; all that is random follows from (seed, epoch, index).
+    `(epoch, index)`; all that is random follows from (seed, epoch, index). Images come after the videos, as videos of
+    one frame, which their clips repeat.
 
     Args:
         dataset: of the video schema, its frames as stored (`lazy_frames`).
@@ -24,6 +26,13 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         sampling: how: `random` draws them from all, with replacement, and sorts, as VATEX does; `spread` draws one from
             each of as many equal parts, as the windows of answering lie.
         triplets, weigh: as of `TrainingRows`.
+        images: rows of the schema of images, read beside the videos; None is none.
+
+    Attributes:
+        videos: how many of the rows are videos.
+
+    Raises:
+        ValueError: videos, or images, of which none has an expression.
     """
 
     def __init__(
@@ -35,22 +44,31 @@ class VideoTrainingRows(torch.utils.data.Dataset):
         seed: int = 0,
         triplets: bool = False,
         weigh: Callable[[str], float] | None = None,
+        images: Dataset | Sequence[dict[str, Any]] | None = None,
     ):
         self.dataset, self.max_expressions, self.clip_frames = dataset, max_expressions, clip_frames
         self.sampling = sampling
         self.seed, self.triplets, self.weigh = seed, triplets, weigh
+        self.images = images
         self.positions = np.flatnonzero(expression_counts(dataset))
-        if len(self.positions) == 0:
+        self.image_positions = np.flatnonzero([] if images is None else expression_counts(images))
+        self.videos = len(self.positions)
+        if self.videos == 0:
             raise ValueError("no video of the data set has an expression")
+        if images is not None and len(self.image_positions) == 0:
+            raise ValueError("no image of those beside the videos has an expression")
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return self.videos + len(self.image_positions)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """A row with `clip`, the chosen frames' numbers."""
         epoch, index = key
         rng = random.Random(f"{self.seed} {epoch} {index}")
-        row = self.dataset[int(self.positions[index])]
+        if index < self.videos:
+            row = self.dataset[int(self.positions[index])]
+        else:
+            row = video_of_one_frame(read_row(self.images, int(self.image_positions[index - self.videos])))
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:
@@ -62,6 +80,24 @@ class VideoTrainingRows(torch.utils.data.Dataset):
             places = [(part + rng.random()) * len(chosen) / self.clip_frames for part in range(self.clip_frames)]
             chosen = [chosen[int(place)] for place in places]
         return {**row, "clip": chosen}
+
+
+def video_of_one_frame(row: dict[str, Any]) -> dict[str, Any]:
+    """An image's row as the row of a video that has no other frame."""
+    return {
+        "frames": [row["image"]],
+        "frame_names": [row["file_name"]],
+        "video_id": row["image_id"],
+        **{name: row[name] for name in ("file_name", "height", "width")},
+        "objects": [
+            {"object_id": entry["object_id"], "category": entry["category"], "masks": [entry["mask"]]}
+            for entry in row["objects"]
+        ],
+        "expressions": [
+            {**said, "name": str(said["expression_id"]), "annotation_set": 0} for said in row["expressions"]
+        ],
+        "void": [None],
+    }
 
 
 class VideoCollator:

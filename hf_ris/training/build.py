@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
 from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
+from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
 from hf_ris.data.transforms import expression_texts, read_row
 from hf_ris.metrics.slices import expression_kind
 from hf_ris.models.clip_encoders import ClipResNet, ClipTextEncoder, ClipViT, load_clip_weights
@@ -37,6 +38,9 @@ from hf_ris.models.text_encoders import (
     wordpiece_tokenizer,
 )
 from hf_ris.training.recipe import ANY, DataRecipe, InitializeRecipe, ProcessorRecipe, Recipe
+
+
+Corpus = Dataset | Sequence[dict[str, Any]]  # rows with `expressions`
 
 
 class References:
@@ -95,8 +99,13 @@ class UnitRows(TrainingRows):
         self.positions = range(len(self.dataset))
 
 
-def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | VideoTrainingRows, Dataset]:
-    """The training split as it is stored, its rows by key (epoch, index), sampled and augmented, and the validation."""
+def build_rows(recipe: DataRecipe, seed: int) -> tuple[Corpus, TrainingRows | VideoTrainingRows, Dataset]:
+    """The training split as it is stored (of videos and images together their expressions alone), its rows by key
+    (epoch, index), sampled and augmented, and the validation.
+
+    Raises:
+        ValueError: options that the data have no use for.
+    """
     dataset = load_split(recipe.name, recipe.split, recipe.size, recipe.image_size)
     if recipe.validation_fraction:
         dataset, validation = set_apart(dataset, recipe.validation_fraction)
@@ -108,17 +117,33 @@ def build_rows(recipe: DataRecipe, seed: int) -> tuple[Dataset, TrainingRows | V
     if is_video_data(dataset):
         if recipe.augment or recipe.unit != "image":
             raise ValueError("data.augment and data.unit are for images; leave them out where the data are videos.")
-        rows = VideoTrainingRows(
-            dataset, recipe.max_expressions, recipe.clip_frames, recipe.clip_sampling, seed, recipe.triplets, weigh
-        )
+        images = None if recipe.images is None else load_images(recipe)
+        clips = recipe.clip_frames, recipe.clip_sampling
+        rows = VideoTrainingRows(dataset, recipe.max_expressions, *clips, seed, recipe.triplets, weigh, images)
+        if images is not None:  # two schemas, of which the expressions' texts are what both have
+            dataset = [row for part in (dataset, images) for row in part.select_columns(["expressions"])]
         return dataset, rows, validation
-    if recipe.clip_frames is not None:
-        raise ValueError(f"data.clip_frames is for videos, but {recipe.name} holds images.")
+    for name in ("clip_frames", "images"):
+        if getattr(recipe, name) is not None:
+            raise ValueError(f"data.{name} is for videos, but {recipe.name} holds images.")
     if recipe.unit != "image":
         view = References if recipe.unit == "reference" else Expressions
         return dataset, UnitRows(dataset, view, recipe.max_expressions, seed, recipe.augment, weigh), validation
     rows = TrainingRows(dataset, recipe.max_expressions, seed, recipe.augment, recipe.triplets, weigh)
     return dataset, rows, validation
+
+
+def load_images(recipe: DataRecipe) -> Dataset:
+    """The images that are trained on beside videos.
+
+    Raises:
+        ValueError: they are videos.
+    """
+    drawn = recipe.images in REFSCENES  # at any size, so at that of the drawn videos
+    images = load_split(recipe.images, recipe.split, recipe.images_size, recipe.image_size if drawn else None)
+    if is_video_data(images):
+        raise ValueError(f"data.images takes a data set of images, but {recipe.images} holds videos.")
+    return images
 
 
 def set_apart(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
@@ -146,7 +171,7 @@ def weight(emphasis: dict[str, float], text: str) -> float:
     return emphasis.get(expression_kind(text), 1.0)
 
 
-def build_tokenizer(recipe: ProcessorRecipe, dataset: Dataset):
+def build_tokenizer(recipe: ProcessorRecipe, dataset: Corpus):
     """The recipe's tokenizer; `dataset` is the corpus of a `corpus` or `wordpiece` vocabulary."""
     if recipe.tokenizer == "pretrained":
         return AutoTokenizer.from_pretrained(recipe.path)
@@ -172,7 +197,7 @@ def build_config(recipe: Recipe, words: int):
     return AutoConfig.for_model(recipe.architecture, **fields)
 
 
-def build_model(recipe: Recipe, dataset: Dataset):
+def build_model(recipe: Recipe, dataset: Corpus):
     """(model, processor) as `initialize` says: random, with the encoders' public weights, or a whole checkpoint."""
     source = recipe.initialize.weights
     if source not in ("scratch", "encoders"):
@@ -236,7 +261,7 @@ def _own_fields(config) -> dict[str, Any]:
     }
 
 
-def _extend_vocabulary(model: torch.nn.Module, processor, spelled: bool, dataset: Dataset) -> None:
+def _extend_vocabulary(model: torch.nn.Module, processor, spelled: bool, dataset: Corpus) -> None:
     """Adds the data's words that a checkpoint does not know, and says how many."""
     added = extend_vocabulary(model, processor, expression_texts(dataset), spelled)
     such = f", such as {', '.join(map(repr, added[:5]))}" if added else ""

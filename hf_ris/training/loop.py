@@ -17,7 +17,7 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from hf_ris.data import RisCollator, VideoCollator, is_video_data
+from hf_ris.data import RisCollator, VideoCollator, VideoTrainingRows
 from hf_ris.data.collator import batches_of
 from hf_ris.data.transforms import expression_counts, expression_texts
 from hf_ris.environment import check_launch
@@ -65,13 +65,14 @@ class Training:
         self.order(0, 0)  # a batch size that the data or the processes cannot give shows before a model is made
         if not any(expression_counts(self.validation)):
             raise ValueError(f"data.validation_split {data.validation_split} has no expression to evaluate.")
-        self.videos = is_video_data(corpus)
+        self.videos = isinstance(self.rows, VideoTrainingRows)
         self.module, self.processor = build_model(recipe, corpus)
         recipe.architecture = self.module.config.model_type  # where it was any
         self.tell_unknown_words(corpus)
         vocabulary = json.dumps(sorted(self.processor.tokenizer.get_vocab().items()))
+        beside = {} if data.images is None else {"videos": self.rows.videos}  # of what is counted as images
         folder.facts = {
-            "read": {"training": _size(corpus), "validation": _size(self.validation)},
+            "read": {"training": _size(corpus) | beside, "validation": _size(self.validation)},
             "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
         }
         if settings.sync_batch_norm and accelerator.num_processes > 1:

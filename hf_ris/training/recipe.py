@@ -75,6 +75,8 @@ class DataRecipe:
         taken; None is all. image_size: side of RefScenes images. clip_frames: of a video; None is all of them.
         clip_sampling: `random` draws them from the whole video and sorts, `spread` draws one from each of as many equal
         parts.
+    images: where `name` holds videos, an image data set whose `split` is trained on beside them: an epoch passes over
+        each video and each image once, and an image is a clip of one frame repeated. images_size: of these images.
     validation_fraction: share of the training images that is set apart to validate on, where there is no validation
         split; whole photos, the same ones in every run. 0 reads `validation_split`.
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
@@ -95,6 +97,8 @@ class DataRecipe:
     image_size: int | None = None
     clip_frames: int | None = None
     clip_sampling: Literal["random", "spread"] = "random"
+    images: str | None = None
+    images_size: int | None = None
     unit: Literal["image", "reference", "expression"] = "image"
     max_expressions: int | None = None
     emphasis: dict[str, float] = field(default_factory=dict)
@@ -241,6 +245,10 @@ class Recipe:
             raise ValueError("schedule.milestones must list the epochs of the steps (or fractions), got none.")
         if self.data.triplets and (self.data.max_expressions or 3) < 3:
             raise ValueError(f"data.triplets needs max_expressions of at least 3, got {self.data.max_expressions}.")
+        if self.data.images is None and self.data.images_size is not None:
+            raise ValueError("data.images_size is of data.images, which names no data set.")
+        if self.data.images is not None and self.architecture in ARCHITECTURES:
+            raise ValueError(f"data.images is read beside videos, which {self.architecture} is not trained on.")
         self._check_emphasis()
         if self.data.triplets and self.data.unit != "image":
             raise ValueError("data.triplets needs the expressions of several objects: data.unit must be image.")
@@ -278,6 +286,7 @@ LIMITS = {
     "processor": {"min_count": _COUNT, "threshold": _BELOW_ONE},
     "data": {
         **dict.fromkeys(("size", "validation_size", "image_size", "clip_frames", "max_expressions"), _COUNT),
+        "images_size": _COUNT,
         "validation_fraction": _BELOW_ONE,
     },
     "optimizer": {"learning_rate": _POSITIVE, "weight_decay": _NOT_NEGATIVE, "betas": _BELOW_ONE},
