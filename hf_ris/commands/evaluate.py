@@ -20,7 +20,8 @@ outline, empty masks, merged neighbours, by kind of expression, size and distrac
 
     hf-ris evaluate --model outputs/lts-refscenes/best --calibrate
 
-chooses the threshold with the best mIoU on the split `val` and writes it, with the curve, into the folder's processor.
+chooses the threshold with the best mIoU, of videos with the best J, on the split `val` and writes it, with the curve,
+into the folder's processor.
 
 Of a set of videos, J, F and J&F are measured, of a video model or, frame by frame, of an image model, under the
 protocols youtube_vos (default) and davis; controls are `shuffled_frames`, `first_frame` and `other_object_expression`.
@@ -116,8 +117,8 @@ def check(options: argparse.Namespace) -> None:
 
 def check_calibration(options: argparse.Namespace) -> None:
     """ValueError for what a choice of the threshold cannot take; its split is val."""
-    unused = "--calibrate only chooses the threshold"
-    command.refuse_unused(options, ["control", "output", "analyse", "compare", "protocols", "errors", "result"], unused)
+    ignored = ["control", "output", "submission", "analyse", "compare", "protocols", "errors", "result"]
+    command.refuse_unused(options, ignored, "--calibrate only chooses the threshold")
     if options.model is None or not Path(options.model, "processor_config.json").is_file():
         raise ValueError(f"--calibrate writes into the folder of a saved model and processor; {options.model} is none.")
     options.split = options.split or "val"
@@ -138,18 +139,23 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
 
 def calibrate(options: argparse.Namespace) -> dict[str, Any] | None:
     """Write the best threshold and the curve into the processor's config; returns them in the main process."""
+    from hf_ris.data import is_video_data
     from hf_ris.evaluation import calibration
 
     accelerator, model, processor, dataset = load_all(options)
-    limits = options.batch_size, options.max_expressions
-    values = calibration.curve(accelerator, model, processor, dataset, *limits, progress=accelerator.is_main_process)
-    told = {"data": options.data, "split": options.split, "images": len(dataset)}
-    result = calibration.chosen(values, told)
+    given, progress = (accelerator, model, processor, dataset), accelerator.is_main_process
+    if is_video_data(dataset):
+        values = calibration.video_curve(*given, options.max_expressions, progress)
+    else:
+        values = calibration.curve(*given, options.batch_size, options.max_expressions, progress)
+    of, measure = ("videos", "J") if is_video_data(dataset) else ("images", "mIoU")
+    told = {"data": options.data, "split": options.split, of: len(dataset)}
+    result = calibration.chosen(values, told, measure)
     if accelerator.is_main_process:
         before, processor.threshold, processor.calibration = processor.threshold, result["threshold"], result
         processor.save_pretrained(options.model)
-        for threshold, value in zip(result["thresholds"], result["mIoU"]):
-            print(f"{threshold:6.3f}  mIoU {100 * value:6.2f}{'  *' if threshold == result['threshold'] else ''}")
+        for threshold, value in zip(result["thresholds"], result[measure]):
+            print(f"{threshold:6.3f}  {measure} {100 * value:6.2f}{'  *' if threshold == result['threshold'] else ''}")
         print(f"threshold {before:g} -> {result['threshold']:g}, written into {options.model}")
     accelerator.end_training()
     return result if accelerator.is_main_process else None

@@ -46,13 +46,10 @@ def evaluate_videos(
     """
     evaluator = VideoEvaluator(protocols)
     model.eval()
-    count = len(dataset)
-    each = -(-count // accelerator.num_processes)  # equally many, as every forward may wait for the others
-    own = [(accelerator.process_index + accelerator.num_processes * index) % count for index in range(each)]
-    for position in tqdm(own, unit="video", disable=not progress):
+    for position in tqdm(own_videos(dataset, accelerator), unit="video", disable=not progress):
         row = dataset[position]
         scored = annotated_frames(row) if row["objects"] else []
-        for said, texts in _expressions(row, max_expressions, control, whole="davis" in protocols):
+        for said, texts in expression_groups(row, max_expressions, control, whole="davis" in protocols):
             scorer = evaluator.video(said, len(row["objects"]))
             frames = FramesUnderControl(row, control)
             for frame, results in answer_video(accelerator, model, processor, frames, texts):
@@ -115,8 +112,15 @@ class FramesUnderControl(Sequence):
         return self.order[index]
 
 
-def _expressions(
-    row: dict[str, Any], max_expressions: int | None, control: str | None, whole: bool
+def own_videos(dataset, accelerator: Accelerator) -> list[int]:
+    """Positions of this process's videos. All have equally many, as every forward may wait for the others; what is
+    answered twice for that counts once."""
+    count, processes = len(dataset), accelerator.num_processes
+    return [(accelerator.process_index + processes * index) % count for index in range(-(-count // processes))]
+
+
+def expression_groups(
+    row: dict[str, Any], max_expressions: int | None, control: str | None = None, whole: bool = False
 ) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
     """Groups of a video's expressions, and what the model is given to read of each; `whole` keeps them together."""
     said, texts = list(row["expressions"]), [entry["text"] for entry in row["expressions"]]
