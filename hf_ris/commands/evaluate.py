@@ -25,7 +25,8 @@ into the folder's processor.
 
 Of a set of videos, J, F and J&F are measured, of a video model or, frame by frame, of an image model, under the
 protocols youtube_vos (default) and davis; controls are `shuffled_frames`, `first_frame` and `other_object_expression`.
-`--submission out.zip` writes the answers as Ref-YouTube-VOS's server takes them:
+`--output FILE.jsonl` writes the answers to annotated frames, which `--predictions` reports on as on the model.
+`--submission out.zip` writes those to all frames as Ref-YouTube-VOS's server takes them:
 
     hf-ris evaluate --model outputs/vatex_video/best --data data/ref_youtube_vos --split val --submission out.zip
 """
@@ -64,7 +65,12 @@ _OF_A_MODEL = {  # options that a file of predictions has no use for, and their 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="folder or Hub id of a saved model and processor, or the name of a baseline")
-    parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="a line per expression, masks as RLE")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="a line per expression, masks as RLE",
+    )
     model = parser.add_argument_group("of a model")
     model.add_argument("--data", help="RefScenes flavour, folder or Hub id (default refscenes)")
     model.add_argument("--split", help="(default test, of --calibrate val)")
@@ -255,19 +261,20 @@ def refuse_for_images(options: argparse.Namespace) -> None:
 
 def measure_videos(options: argparse.Namespace, accelerator, model, processor, dataset) -> dict[str, Any] | None:
     """The report of a model's answers to videos; None but in the main process."""
-    protocols = options.protocols or ["youtube_vos"]
+    protocols = video_protocols(options, options.data)
     if options.control is not None and options.control not in VIDEO_CONTROLS:
         raise ValueError(f"Controls of videos are {', '.join(VIDEO_CONTROLS)}, not {options.control}.")
-    for name in ("output", "analyse", "compare", "errors"):
-        if vars(options)[name] is not None:
-            raise ValueError(f"--{name} is for images, but {options.data} holds videos; --result takes their report.")
-    wrong = [name for name in protocols if name not in VIDEO_PROTOCOLS]
-    if wrong:
-        raise ValueError(f"Protocols of videos are {', '.join(VIDEO_PROTOCOLS)}, not {wrong[0]}.")
+    if options.output is not None and not any(row["objects"] for row in dataset.select_columns(["objects"])):
+        raise ValueError(
+            f"--output writes the answers to annotated frames, but {options.data} has none in this split; --submission "
+            "writes those to all frames."
+        )
+    from hf_ris.evaluation.answers import PredictionsFile
     from hf_ris.evaluation.submission import Submission
     from hf_ris.evaluation.videos import evaluate_videos, video_report
 
     submission = None if options.submission is None else Submission(options.submission, accelerator)
+    predictions = None if options.output is None else PredictionsFile(options.output, accelerator)
     start = time.perf_counter()
     evaluator = evaluate_videos(
         accelerator,
@@ -278,15 +285,34 @@ def measure_videos(options: argparse.Namespace, accelerator, model, processor, d
         max_expressions=options.max_expressions,
         control=options.control,
         record=None if submission is None else submission.record,
+        record_line=None if predictions is None else predictions.record,
         progress=accelerator.is_main_process,
     )
+    if predictions is not None:
+        predictions.close()
     if submission is not None:
         submission.close(dataset)
     if not accelerator.is_main_process:
         return None
-    settings = {"resamples": options.resamples, "confidence": options.confidence, "seed": options.bootstrap_seed}
     report = facts(options, accelerator.num_processes, time.perf_counter() - start)
-    return report | video_report(evaluator, **settings) | {"submission": options.submission and str(options.submission)}
+    report |= video_report(evaluator, **bootstrap_settings(options))
+    return report | {"submission": options.submission and str(options.submission)}
+
+
+def video_protocols(options: argparse.Namespace, data: str | Path) -> list[str]:
+    """The protocols of a report on videos; ValueError for what is asked for and only images have."""
+    for name in ("analyse", "compare", "errors"):
+        if vars(options)[name] is not None:
+            raise ValueError(f"--{name} is for images, but {data} holds videos; --result takes their report.")
+    protocols = options.protocols or ["youtube_vos"]
+    wrong = [name for name in protocols if name not in VIDEO_PROTOCOLS]
+    if wrong:
+        raise ValueError(f"Protocols of videos are {', '.join(VIDEO_PROTOCOLS)}, not {wrong[0]}.")
+    return protocols
+
+
+def bootstrap_settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {"resamples": options.resamples, "confidence": options.confidence, "seed": options.bootstrap_seed}
 
 
 def facts(options: argparse.Namespace, processes: int, seconds: float) -> dict[str, Any]:
@@ -302,9 +328,20 @@ def facts(options: argparse.Namespace, processes: int, seconds: float) -> dict[s
     }
 
 
+def report_on_videos(predictions: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from hf_ris.evaluation.video_predictions import evaluate_video_predictions
+    from hf_ris.evaluation.videos import video_report
+
+    evaluator = evaluate_video_predictions(predictions, video_protocols(options, predictions))
+    return {"file": str(predictions)} | video_report(evaluator, **bootstrap_settings(options))
+
+
 def report_on(predictions: Path, options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
     from hf_ris.evaluation.report import evaluate_predictions
+    from hf_ris.metrics import is_of_videos
 
+    if is_of_videos(predictions):
+        return report_on_videos(predictions, options)
     if options.errors is not None:
         from hf_ris.evaluation.errors import write_errors
 
@@ -316,10 +353,8 @@ def report_on(predictions: Path, options: argparse.Namespace, name: str | None =
         options.protocols,
         options.compare,
         name=name,
-        resamples=options.resamples,
-        confidence=options.confidence,
-        seed=options.bootstrap_seed,
         groups=options.length_groups,
+        **bootstrap_settings(options),
     )
 
 

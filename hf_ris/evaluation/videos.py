@@ -17,6 +17,8 @@ from tqdm import tqdm
 from hf_ris.data.video_schema import annotated_frames, frames_of, mask_of
 from hf_ris.metrics import VideoEvaluator
 
+from .video_predictions import VideoLines
+
 
 @torch.no_grad()
 def evaluate_videos(
@@ -29,6 +31,7 @@ def evaluate_videos(
     max_expressions: int | None = 32,
     control: str | None = None,
     record: Callable[[dict[str, Any], int, list[dict[str, Any]], list[np.ndarray]], None] | None = None,
+    record_line: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> VideoEvaluator:
     """Every expression of `dataset` (video rows, frames as stored), gathered over all processes.
@@ -39,7 +42,9 @@ def evaluate_videos(
         control: what a benchmark gives away. `shuffled_frames`: the model sees the frames in a random order (answers
             are put back into the right one); `first_frame`: it sees the first frame instead of each;
             `other_object_expression`: it reads an expression of another object of the same video.
-        record: called as record(row, frame, expressions, masks) with the answers of each frame, for predictions files.
+        record: called in each process as record(row, frame, expressions, masks) with the answers of each frame.
+        record_line: called in each process with every line of its predictions (`metrics/video_predictions.py`), which
+            holds what every protocol needs, whichever `protocols` are asked for.
 
     Returns:
         the `VideoEvaluator`, equal in every process.
@@ -49,8 +54,9 @@ def evaluate_videos(
     for position in tqdm(own_videos(dataset, accelerator), unit="video", disable=not progress):
         row = dataset[position]
         scored = annotated_frames(row) if row["objects"] else []
-        for said, texts in expression_groups(row, max_expressions, control, whole="davis" in protocols):
-            scorer = evaluator.video(said, len(row["objects"]))
+        whole = "davis" in protocols or record_line is not None
+        for said, texts in expression_groups(row, max_expressions, control, whole):
+            scorer, lines = evaluator.video(said, len(row["objects"])), VideoLines(row, said, scored)
             frames = FramesUnderControl(row, control)
             for frame, results in answer_video(accelerator, model, processor, frames, texts):
                 frame = frames.place(frame)
@@ -61,7 +67,11 @@ def evaluate_videos(
                     probabilities = np.stack([result["probability"].float().cpu().numpy() for result in results])
                     targets = [mask_of(entry["masks"][frame]) for entry in row["objects"]]
                     scorer.add(np.stack(masks), targets, probabilities, mask_of(row["void"][frame]))
+                    if record_line is not None:
+                        lines.add(frame, masks, probabilities)
             evaluator.add(row["video_id"], scorer)
+            for line in () if record_line is None else lines.finished(processor.threshold):
+                record_line(line)
     evaluator.merge(gather_object([evaluator.state()]))
     return evaluator
 

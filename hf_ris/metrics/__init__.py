@@ -23,6 +23,7 @@ _MODULES = {
         "leading_metrics",
     ],
     "slices": ["has_location_word", "has_motion", "has_negation", "has_ordinal"],
+    "video_predictions": ["is_of_videos", "read_video_predictions"],
     "video": ["VIDEO_PROTOCOLS", "VideoEvaluator", "merge_answers"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -18,7 +18,7 @@ and, if known,
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_mask(name: str, rle: Any, size: list[int]) -> None:
+def check_mask(name: str, rle: Any, size: list[int]) -> None:
+    """ValueError with one sentence unless `rle`, which the sentence calls `name`, fills a grid of `size` exactly."""
     shaped = isinstance(rle, dict) and rle.keys() == {"size", "counts"} and isinstance(rle["counts"], str)
     if not shaped:
         raise ValueError(f"{name} is {_RLE}, but here it is {json.dumps(rle)[:60]}")
@@ -135,24 +136,33 @@ def check_line(line: Any) -> None:
     if (line["same_class_distractors"] or 0) < 0:
         raise ValueError(f"same_class_distractors is 0 or more, but here it is {line['same_class_distractors']}")
     size = [line["height"], line["width"]]
-    _check_mask("prediction", line["prediction"], size)
-    _check_mask("target", line["target"], size)
+    check_mask("prediction", line["prediction"], size)
+    check_mask("target", line["target"], size)
     for index, part in enumerate(line.get("target_parts", [])):
-        _check_mask(f"target_parts[{index}]", part, size)
+        check_mask(f"target_parts[{index}]", part, size)
     if "target_without_crowds" in line:
-        _check_mask("target_without_crowds", line["target_without_crowds"], size)
+        check_mask("target_without_crowds", line["target_without_crowds"], size)
     for threshold, cut in line.get("cuts", {}).items():
         if threshold not in _THRESHOLDS:
             raise ValueError(
                 f"cuts has masks by threshold, of {', '.join(_THRESHOLDS)}, but here is {threshold[:60]!r}"
             )
-        _check_mask(f"cuts[{threshold}]", cut, size)
+        check_mask(f"cuts[{threshold}]", cut, size)
     if "prediction_480" in line:
-        _check_mask("prediction_480", line["prediction_480"], [480, 480])
+        check_mask("prediction_480", line["prediction_480"], [480, 480])
 
 
 def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     """The checked lines of a predictions file; ValueError names file, line and what is wrong with it."""
+    return read_lines(path, check_line)
+
+
+def read_lines(path: str | Path, check: Callable[[Any], None]) -> list[dict[str, Any]]:
+    """The lines of a JSONL file with one for each expression_id, each of which `check` has let pass.
+
+    Raises:
+        ValueError: no JSON, what `check` says, or two lines of one expression; it names file and line.
+    """
     lines, numbers = [], {}
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
@@ -160,7 +170,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
                 continue
             try:
                 line = json.loads(text)
-                check_line(line)
+                check(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
             except ValueError as error:
