@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from hf_ris.data import load, load_split
-from hf_ris.data.preparation import video_sets
-from hf_ris.data.preparation.videos import prepare_video_set
+from hf_ris.data.preparation.videos import video_sets
+from hf_ris.data.preparation.videos.preparing import prepare_video_set
 from hf_ris.data.video_schema import Frames, mask_of
 from hf_ris.evaluation.submission import Submission, check_submission
 from hf_ris.evaluation.videos import evaluate_videos, format_video_report, video_report

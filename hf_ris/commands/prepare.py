@@ -107,7 +107,7 @@ def run_videos(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--images is for data sets of images: the frames of {options.name} lie in --raw.")
     if options.push_to_hub is None:
         command.refuse_unused(options, ["private"], "it is for --push-to-hub")
-    from hf_ris.data.preparation.videos import prepare_video_set
+    from hf_ris.data.preparation.videos.preparing import prepare_video_set
 
     report = prepare_video_set(options.name, options.raw, options.out, check_counts=not options.skip_count_check)
     for split, of in report["splits"].items():

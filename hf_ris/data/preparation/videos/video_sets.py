@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from ..schema import encode_mask
-from ..video_schema import VIDEO_FEATURES, validate_video
-from .raw_files import _members
+from ...schema import encode_mask
+from ...video_schema import VIDEO_FEATURES, validate_video
+from ..raw_files import _members
 
 
 VOID = 255  # the index of pixels that count for nothing
