@@ -5,6 +5,10 @@ The program takes the tensors that the processor makes, by their names, and give
 one likes, but for two things: a GRU is unrolled over the words it is traced with, so that LTS and VLT take expressions
 padded to the config's `max_text_length`; and pictures have one size, by default the config's square. VATEX is exported
 without `pixel_mask`, so its pictures must share that shape.
+
+A video model is exported, as .pt2, for clips of one length, by default its `window_frames`; a longer video would go in
+windows, whose number depends on the data. The logits are (N, T, h, w), and clips share shape and length, without
+`pixel_mask` and `frame_mask`.
 """
 
 import sys
@@ -52,30 +56,83 @@ class LogitsOf(nn.Module):
         return self.model(pixel_values, input_ids, attention_mask, image_index, **prior).logits
 
 
+class ClipLogitsOf(nn.Module):
+    """A video model whose output is its logits alone."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values_videos: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        video_index: Tensor,
+        clip_pixel_values: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The last three are for a model with VATEX's prior."""
+        prior = {"clip_pixel_values": clip_pixel_values, "prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
+        prior = {name: value for name, value in prior.items() if value is not None}
+        return self.model(pixel_values_videos, input_ids, attention_mask, video_index, **prior).logits
+
+
+def takes_clips(model: nn.Module) -> bool:
+    return model.main_input_name == "pixel_values_videos"
+
+
 def words_are_fixed(model: nn.Module) -> bool:
     return any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
 def example(
-    model: nn.Module, images: int, expressions: int, words: int, size: tuple[int, int] | None = None
+    model: nn.Module,
+    images: int,
+    expressions: int,
+    words: int,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> dict[str, Tensor]:
-    """Random inputs by name, the first expression shorter than the others; size: (height, width) of the pictures."""
+    """Random inputs by name, the first expression shorter than the others.
+
+    size: (height, width) of the pictures. Of a video model images are clips, of `frames`; None is its `window_frames`.
+    """
     words = model.config.max_text_length if words_are_fixed(model) else words
     inputs = random_inputs(model.config, expressions, torch.device("cpu"), words, images)
     inputs["attention_mask"][0, words // 2 :] = 0
     if size is not None:
         inputs["pixel_values"] = torch.randn(images, 3, *size, generator=torch.Generator().manual_seed(1))
-    return inputs
+    return _of_clips(model.config, inputs, frames) if takes_clips(model) else inputs
 
 
-def trace(model: nn.Module, size: tuple[int, int] | None = None) -> torch.export.ExportedProgram:
-    """The model's logits as a program of any number of images and expressions, and of words where it can be."""
-    inputs = example(model, *TRACED, WORDS, size)
+def _of_clips(config, inputs: dict[str, Tensor], frames: int | None) -> dict[str, Tensor]:
+    """Inputs of a video model: a clip in place of each image."""
+    frames, generator = frames or config.window_frames, torch.Generator().manual_seed(2)
+    count, *picture = inputs["pixel_values"].shape
+    clips = {"pixel_values_videos": torch.randn(count, frames, *picture, generator=generator)}
+    clips |= {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    clips["video_index"] = inputs["image_index"]
+    if "clip_pixel_values" in inputs:  # of as many frames as its processor shows CLIP
+        view = inputs["clip_pixel_values"].shape[-3:]
+        clips["clip_pixel_values"] = torch.randn(count, config.prior_frames or frames, *view, generator=generator)
+        clips |= {name: inputs[name] for name in ("prompt_ids", "prompt_mask")}
+    return clips
+
+
+def trace(
+    model: nn.Module, size: tuple[int, int] | None = None, frames: int | None = None
+) -> torch.export.ExportedProgram:
+    """The model's logits as a program of any number of images (or clips) and expressions, and of words where it can
+    be."""
+    inputs = example(model, *TRACED, WORDS, size, frames)
     free = torch.export.Dim.DYNAMIC
     axes = {name: {0: free} for name in inputs}
     if not words_are_fixed(model):
         axes |= {name: {0: free, inputs[name].ndim - 1: free} for name in OF_WORDS & inputs.keys()}
-    return torch.export.export(LogitsOf(model), (), inputs, dynamic_shapes=axes)
+    logits = ClipLogitsOf(model) if takes_clips(model) else LogitsOf(model)
+    return torch.export.export(logits, (), inputs, dynamic_shapes=axes)
 
 
 def write(program: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
@@ -97,11 +154,11 @@ def read(path: Path) -> Callable[..., Tensor]:
 
 
 @torch.no_grad()
-def difference(model: nn.Module, path: Path, size: tuple[int, int] | None = None) -> float:
+def difference(model: nn.Module, path: Path, size: tuple[int, int] | None = None, frames: int | None = None) -> float:
     """The largest difference of a logit between model and file: at the sizes traced, with one of each, with more."""
     program, gap = read(path), 0.0
     for images, expressions, words in ((*TRACED, WORDS), (1, 1, WORDS), (3, 5, WORDS - 2)):
-        inputs = example(model, images, expressions, words, size)
+        inputs = example(model, images, expressions, words, size, frames)
         gap = max(gap, (program(**inputs) - model(**inputs).logits).abs().max().item())
     return gap
 
@@ -132,24 +189,42 @@ def table(architectures: list[str]) -> str:
     return "\n".join(lines)
 
 
-def export(model: nn.Module, out: Path, size: tuple[int, int] | None = None) -> float:
+def export(model: nn.Module, out: Path, size: tuple[int, int] | None = None, frames: int | None = None) -> float:
     """Write the file and return the largest difference of a logit between it and the model.
 
-    size: (height, width) of the pictures; None is the config's square.
+    Args:
+        size: (height, width) of the pictures; None is the config's square.
+        frames: of a video model's clips; None is its `window_frames`.
 
     Raises:
-        ValueError: pictures of that size do not fit the model, or the file disagrees with it.
+        ValueError: pictures of that size, or clips of that length, do not fit the model, or the file disagrees with it;
+            a video model as ONNX.
     """
+    if takes_clips(model) and out.suffix != ".pt2":
+        raise ValueError("A video model is exported as a torch.export program: give --out FILE.pt2.")
+    if frames is not None:
+        check_frames(model, frames)
     try:
         with torch.no_grad():
-            model(**example(model, *TRACED, WORDS, size))
+            model(**example(model, *TRACED, WORDS, size, frames))
     except (ValueError, RuntimeError) as error:  # layers that do not fit each other raise the latter
         raise ValueError(f"The model does not run on pictures of {size or 'its own size'}: {error}") from error
-    write(trace(model, size), list(example(model, *TRACED, WORDS, size)), out)
-    gap = difference(model, out, size)
+    write(trace(model, size, frames), list(example(model, *TRACED, WORDS, size, frames)), out)
+    gap = difference(model, out, size, frames)
     if not gap <= TOLERANCE:
         raise ValueError(f"{out} does not agree with the model: {gap:.1e} is more than {TOLERANCE}.")
     return gap
+
+
+def check_frames(model: nn.Module, frames: int) -> None:
+    """ValueError unless a clip of so many frames is answered at once."""
+    if not takes_clips(model):
+        raise ValueError(f"--frames is for video models, but {model.config.model_type} takes images.")
+    longest = model.config.window_frames
+    if not 1 <= frames <= longest:
+        raise ValueError(
+            f"--frames is from 1 to {longest}, the model's window_frames, not {frames}: a longer video goes in windows."
+        )
 
 
 def load(reference: str | None, architecture: str | None) -> nn.Module:

@@ -66,6 +66,44 @@ def test_every_architecture_in_onnx_runtime(architecture, tmp_path):
     torch.testing.assert_close(run_onnx(path, inputs), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_video_model_becomes_a_file_for_clips_of_one_length(tiny_trio, tmp_path):
+    model, processor = tiny_trio("vatex_video")
+    program, names = export.trace(model, frames=3), list(export.example(model, 2, 3, 8, frames=3))
+    side = model.config.image_size
+    clips = [[Image.effect_noise((side, side), 40 + 9 * frame + clip) for frame in range(3)] for clip in range(3)]
+    inputs = dict(processor(clips, [EXPRESSIONS[:1], EXPRESSIONS, EXPRESSIONS[1:]]))
+    assert bool(inputs.pop("pixel_mask").all()) and "frame_mask" not in inputs
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    assert expected.shape[:2] == (6, 3) and expected.std() > 1e-3
+    path = tmp_path / "model.pt2"
+    export.write(program, names, path)
+    assert export.difference(model, path, frames=3) < 1e-4
+    torch.testing.assert_close(run_pt2(path, inputs), expected, atol=1e-4, rtol=0)
+
+
+def test_clips_are_no_longer_than_a_window(tiny_trio, tmp_path):
+    model = tiny_trio("vatex_video")[0]
+    clips = export.example(model, 2, 3, 8, (64, 96))
+    assert clips["pixel_values_videos"].shape == (2, 4, 3, 64, 96) and clips["video_index"].tolist() == [0, 1, 0]
+    assert clips["clip_pixel_values"].shape[:2] == (2, model.config.prior_frames)
+    with torch.no_grad():
+        assert model(**export.example(model, 1, 2, 8, frames=2)).logits.shape[:2] == (2, 2)
+    for name, frames, sentence in (
+        ("vatex_video", "5", "--frames is from 1 to 4, the model's window_frames, not 5"),
+        ("vatex_video", "0", "--frames is from 1 to 4"),
+        ("lts", "2", "--frames is for video models, but lts takes images"),
+    ):
+        tiny_trio(name)[0].save_pretrained(tmp_path / name)
+        with pytest.raises(SystemExit, match=sentence):
+            main(["--model", str(tmp_path / name), "--out", str(tmp_path / "model.pt2"), "--frames", frames])
+    with pytest.raises(SystemExit, match="A video model is exported as a torch.export program: give --out FILE.pt2"):
+        main(["--model", str(tmp_path / "vatex_video"), "--out", str(tmp_path / "model.onnx")])
+    assert not list(tmp_path.glob("model.*"))
+
+
 def test_a_file_that_disagrees_is_not_passed_over(tiny_trio, tmp_path, monkeypatch):
     model, _ = tiny_trio("lts")
     save(model, tmp_path / "model")

@@ -10,6 +10,9 @@ one likes, but for two things: a GRU is unrolled over the words it is traced wit
 padded to the config's `max_text_length`; and pictures have one size, `--size HEIGHT WIDTH`, by default the config's
 square. VATEX is exported without `pixel_mask`, so its pictures must share that shape.
 
+A video model is exported, as .pt2, for clips of one length, `--frames N`, by default its `window_frames`, which is also
+the most: a longer video goes in windows, whose number depends on the data. Its logits are (N, T, h, w).
+
 ONNX needs `pip install "hf_ris[export]"`.
 """
 
@@ -33,12 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--table", nargs="*", metavar="ARCH", help="print a table of these, or all, architectures")
     parser.add_argument("--out", type=Path, help="file to write, *.pt2 or *.onnx")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the pictures")
+    parser.add_argument("--frames", type=int, help="of a video model's clips (default and most: its window_frames)")
 
 
 def check(options: argparse.Namespace) -> None:
     """ValueError for options that do not go together, and for libraries that are not there."""
     if options.table is not None:
-        command.refuse_unused(options, ["out", "size"], "--table writes no file")
+        command.refuse_unused(options, ["out", "size", "frames"], "--table writes no file")
     elif options.out is None or options.out.suffix not in FORMATS:
         raise ValueError("Give --out FILE.pt2 or --out FILE.onnx.")
     unknown = sorted(set(options.table or ()) - set(ARCHITECTURES))
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         return
     with nullcontext() if options.model is None else command.loading(options.model):
         model = load(options.model, options.arch)
-    gap = export(model, options.out, None if options.size is None else tuple(options.size))
+    gap = export(model, options.out, None if options.size is None else tuple(options.size), options.frames)
     print(f"wrote {options.out}; logits differ from the model's by at most {gap:.1e}")
 
 

@@ -25,7 +25,8 @@ Deviations and readings:
 - An expression's answer does not depend on the batch: padded frames (`frame_mask`) and padded pixels are read by none.
 - `temporal_shift` is ours and off by default: the paper's ResNet sees each frame by itself, and then a small model
   hardly learns which of two like things moves.
-- Left out: ONNX, since windows and the encoding of videos one by one depend on the data.
+- A program of `torch.export` takes clips of one length, at most `window_frames`, and one shape: how many windows there
+  are, and where a video's padding begins, depend on the data.
 """
 
 import math
@@ -326,7 +327,9 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
     def encode_prior(self, clip_pixel_values: Tensor, clip_frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, K, 3, S, S) and mask (B, K) -> means over frames of CLIP's patches (B, E, h, w) and whole frames (B, E),
         each of unit length before the mean, float32."""
-        views = clip_pixel_values.flatten(0, 1).to(self.dtype).split(_VIEWS)
+        views = clip_pixel_values.flatten(0, 1).to(self.dtype)
+        # how many parts there are would be a constant of an exported program
+        views = (views,) if torch.compiler.is_compiling() else views.split(_VIEWS)
         with torch.no_grad():
             patches, whole = (torch.cat(parts) for parts in zip(*map(self.clip_image_encoder.joint, views)))
         shape = clip_pixel_values.shape[:2]
@@ -516,7 +519,7 @@ def check_videos(videos: Tensor, frame_mask: Tensor | None, pixel_mask: Tensor |
         raise ValueError(f"pixel_values_videos is (videos, frames, 3, height, width), got {tuple(videos.shape)}.")
     if frame_mask is not None and frame_mask.shape != videos.shape[:2]:
         raise ValueError(f"frame_mask must have shape {tuple(videos.shape[:2])}, got {tuple(frame_mask.shape)}.")
-    expected = (len(videos), *videos.shape[-2:])
+    expected = (videos.shape[0], *videos.shape[-2:])  # len() would be a constant of an exported program
     if pixel_mask is not None and pixel_mask.shape != expected:
         raise ValueError(f"pixel_mask must have shape {expected}, got {tuple(pixel_mask.shape)}.")
     if labels is not None and (labels.ndim != 4 or labels.shape[1] != videos.shape[1]):
