@@ -497,9 +497,8 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         predictions = self.decoder(start, maps, self.content_of_levels(content))
         query_logits, scores = self.answers(predictions[-1], content)
         best = scores.argmax(1)[:, None, None, None].expand(-1, 1, *query_logits.shape[-2:])
-        logits = query_logits.gather(1, best)[:, 0]
         output = RisOutput(
-            logits=self.refine(logits, image.fine, image_index, content),
+            logits=self.refine(query_logits.gather(1, best)[:, 0], image.fine, image_index, content),
             heatmap=heatmap,
             query_logits=query_logits,
             query_scores=scores,
@@ -509,11 +508,8 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         if labels is not None:
             extents = self.extents(content, size, pixel_values.shape[-2:], labels)
             refine = partial(self.refine, image=image.fine, image_index=image_index, content=content)
-            output.losses = self.mask_losses(predictions, labels, *extents, refine)
-            if self.config.mcc and object_index is not None:
-                output.losses["mcc"] = self.consistency(states[-1], object_index, image_index)
-            weights = dict(zip(("class", "mask", "dice", "mcc"), self.config.loss_weights, strict=True))
-            output.loss = sum(weights[name] * term for name, term in output.losses.items())
+            losses = self.mask_losses(predictions, labels, *extents, refine)
+            output.loss, output.losses = self.weighed(losses, states[-1], object_index, image_index)
         return output
 
     def check_prior_inputs(
@@ -661,6 +657,16 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
             return binary_cross_entropy(classes[..., 0], target)
         weight = torch.tensor([1.0, 0.1], device=classes.device)  # object, no object
         return F.cross_entropy(classes.float().flatten(0, 1), 1 - target.flatten(), weight=weight)
+
+    def weighed(
+        self, losses: dict[str, Tensor], sentences: Tensor, object_index: Tensor | None, image_index: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of all losses by `loss_weights`, and all losses: those given and, where objects are told, the meaning
+        consistency of F_s (N, C)."""
+        if self.config.mcc and object_index is not None:
+            losses = losses | {"mcc": self.consistency(sentences, object_index, image_index)}
+        weights = dict(zip(("class", "mask", "dice", "mcc"), self.config.loss_weights, strict=True))
+        return sum(weights[name] * term for name, term in losses.items()), losses
 
     def consistency(self, sentences: Tensor, object_index: Tensor, image_index: Tensor) -> Tensor:
         """Meaning consistency of F_s (N, C)."""

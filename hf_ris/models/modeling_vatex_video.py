@@ -264,8 +264,7 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             pixel_values_videos: (B, T, 3, H, W), normalised, padded right, below and at the end, or what makes them.
             input_ids, attention_mask: (N, L), padding at the end.
             video_index: (N,) long, the video of each expression; None is one expression per video.
-            frame_mask: (B, T), 1 = frame, 0 = padding at the end; None is no padding. What is answered there means
-                nothing.
+            frame_mask: (B, T), 1 = frame, 0 = padding at the end, where no answer means anything; None is no padding.
             pixel_mask: (B, H, W), 1 = picture, 0 = padding, the same in all frames; None is no padding.
             object_index: (N,) long, expressions of one object share a number; None leaves the consistency loss out.
             labels: (N, T, H, W) masks in [0, 1].
@@ -282,22 +281,15 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         Raises:
             ValueError: CLIP's view or prompts missing, or inputs whose counts do not match.
         """
-        if self.clip_prior is not None and (clip_pixel_values is None or prompt_ids is None or prompt_mask is None):
-            raise ValueError(
-                "VATEX with its prior takes clip_pixel_values, prompt_ids and prompt_mask, as its processor makes them."
-            )
+        self.check_prior(clip_pixel_values, prompt_ids, prompt_mask)
         check_videos(pixel_values_videos, frame_mask, pixel_mask, labels)
         index = self.image_index_of(pixel_values_videos, input_ids, video_index)
         size, stride = pixel_values_videos.shape[-2:], self.config.stride
         padded = tuple(side + -side % stride for side in size)
-        lengths = lengths_of(frame_mask)
-        extent = Extent(self.content_of(pixel_mask, padded), lengths)
+        extent = Extent(self.content_of(pixel_mask, padded), lengths_of(frame_mask))
         words = self.encode_text(input_ids, attention_mask)
-        start, heatmap = self.sentence(words, attention_mask), None
-        if self.clip_prior is not None:
-            prior = (x.index_select(0, index) for x in self.encode_prior(clip_pixel_values, clip_frame_mask))
-            heatmap, whole = mean_cosines(*prior, self.encode_prompts(prompt_ids, prompt_mask))
-            start = start + self.clip_prior(heatmap, whole)
+        view, prompts = (clip_pixel_values, clip_frame_mask), (prompt_ids, prompt_mask)
+        start, heatmap = self.start(self.sentence(words, attention_mask), index, view, prompts)
         said = (words, attention_mask, start)
         if labels is None and pixel_values_videos.shape[1] > self.config.window_frames:
             masks, scores, states = self.answer_in_windows(pixel_values_videos, padded, extent, said, index)
@@ -315,14 +307,33 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             input_size=padded,
         )
         if labels is not None:
-            extents = self.extents(extent.of(index).content, size, padded, labels)
-            own = None if lengths is None else lengths.index_select(0, index)
-            output.losses = self.clip_losses(predictions, labels, *extents, own)
-            if self.config.mcc and object_index is not None:
-                output.losses["mcc"] = self.consistency(states[-1], object_index, index)
-            weights = dict(zip(("class", "mask", "dice", "mcc"), self.config.loss_weights, strict=True))
-            output.loss = sum(weights[name] * term for name, term in output.losses.items())
+            own = extent.of(index)
+            extents = self.extents(own.content, size, padded, labels)
+            losses = self.clip_losses(predictions, labels, *extents, own.lengths)
+            output.loss, output.losses = self.weighed(losses, states[-1], object_index, index)
         return output
+
+    def check_prior(self, *inputs: Tensor | None) -> None:
+        """ValueError where a model with prior lacks one of them: what CLIP looks at, and what it reads."""
+        if self.clip_prior is not None and any(given is None for given in inputs):
+            raise ValueError(
+                "VATEX with its prior takes clip_pixel_values, prompt_ids and prompt_mask, as its processor makes them."
+            )
+
+    def start(
+        self,
+        sentence: Tensor,
+        index: Tensor,
+        view: tuple[Tensor | None, Tensor | None],
+        prompts: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Tensor | None]:
+        """F_s (N, C), and CLIP's view and prompts with their masks -> f_o, which is F_s and what the prior adds to it,
+        and the heatmap (N, h', w'); without prior F_s and None."""
+        if self.clip_prior is None:
+            return sentence, None
+        prior = (x.index_select(0, index) for x in self.encode_prior(*view))
+        heatmap, whole = mean_cosines(*prior, self.encode_prompts(*prompts))
+        return sentence + self.clip_prior(heatmap, whole), heatmap
 
     def encode_prior(self, clip_pixel_values: Tensor, clip_frame_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, K, 3, S, S) and mask (B, K) -> means over frames of CLIP's patches (B, E, h, w) and whole frames (B, E),
