@@ -34,7 +34,7 @@ class VatexVideoConfig(VatexConfig):
     vision_names: ClassVar[str] = "torchvision's swin3d_* or a timm swin_* or resnet* name"
 
     loss_points: int = 12_544
-    window_frames: int = 8
+    window_frames: int = 4
     prior_frames: int | None = None
     temporal_shift: float | int = 0.0
 

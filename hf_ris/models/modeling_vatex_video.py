@@ -19,9 +19,10 @@ Deviations and readings:
 - Each frame of a mask is looked at in `loss_points` points; Dice and matching costs are over all frames' points.
 - Videos longer than `window_frames` go in windows when they are answered, so that memory does not grow with the video.
   Window k of n holds the frames k, k + n, k + 2n, ...: each spans the whole video, as the clips of training do (drawn
-  from the whole video and sorted), where consecutive windows would see a fraction of a second. All windows begin with
-  the same queries (their CLIP prior is that of all frames), and one query, the most probable on the mean over windows,
-  answers in all of them. The public program shows the model the whole video at once.
+  from the whole video and sorted), where consecutive windows would see a fraction of a second; 4 frames, as the clips
+  of the public program's training are. All windows begin with the same queries (their CLIP prior is that of all
+  frames), and one query, the most probable on the mean over windows, answers in all of them. The public program shows
+  the model the whole video at once.
 - An expression's answer does not depend on the batch: padded frames (`frame_mask`) and padded pixels are read by none.
 - `temporal_shift` is ours and off by default: the paper's ResNet sees each frame by itself, and then a small model
   hardly learns which of two like things moves.
