@@ -119,6 +119,19 @@ def test_windows_span_the_video_and_share_one_answer(image_vatex):
     assert torch.allclose(batch.logits[1:], output.logits, atol=1e-5)
 
 
+def test_the_pixel_encoder_sees_frames_one_by_one(image_vatex):
+    """Where no gradient is asked for, for the sake of memory; the numbers stay."""
+    model, processor = video_model(image_vatex, pixel_encoder_layers=1, early_fusion=False)
+    calls = []
+    model.pixel_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0][0])))
+    inputs = processor([clip(3), clip(2, 1, (40, 56))], [TEXTS[:2], TEXTS[:1]])
+    expected = model(**inputs).query_logits
+    with torch.no_grad():
+        found = model(**inputs).query_logits
+    assert calls == [9] + [1] * 9  # three expressions of three frames, padding too
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_expressions_share_the_encoding(image_vatex):
     model, processor = video_model(image_vatex)
     frames, flops = clip(4), {}

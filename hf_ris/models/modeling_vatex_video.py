@@ -394,9 +394,18 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         if self.pixel_encoder is not None:
             frames = levels[0].shape[1]
             contents = [None if e.content is None else e.content.repeat_interleave(frames, 0) for e in extents[:3]]
-            encoded = self.pixel_encoder([level.flatten(0, 1) for level in levels[:3]], contents)
+            encoded = self.encode_pixels([level.flatten(0, 1) for level in levels[:3]], contents)
             levels[:3] = [level.unflatten(0, (-1, frames)) for level in encoded]
         return self.cmd(self.cmd.sides(levels, extents), words, word_mask, extents)
+
+    def encode_pixels(self, levels: list[Tensor], contents: list[Tensor | None]) -> list[Tensor]:
+        """The pixel encoder on maps (B*T, C, h, w); one by one where no gradient is asked for, since what it samples of
+        all is the largest of all tensors."""
+        if torch.is_grad_enabled():
+            return self.pixel_encoder(levels, contents)
+        each = zip(*(level.split(1) for level in levels))
+        own = [[None] * len(levels[0]) if content is None else content.split(1) for content in contents]
+        return [torch.cat(maps) for maps in zip(*map(self.pixel_encoder, each, zip(*own)))]
 
     def answer_in_windows(
         self,
