@@ -107,7 +107,7 @@ def results(run: Path, evaluations: list[Path], pretraining: list[Path]) -> dict
         one = pretraining_facts(folder)
         before += [*one.pop("pretraining", []), {"folder": folder.name, **one}]  # a bundle has its own
     return {
-        "trained_on": [recipe["data"]["name"]],
+        "trained_on": [name for name in (recipe["data"]["name"], recipe["data"].get("images")) if name],
         **facts,
         "pretraining": before,
         "results": measured(evaluations),

@@ -256,7 +256,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     size = f"{images:,} {_unit(recipe)}" if images is not None else "how many images was not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [
-        f"- Data: {_dataset(data['name'])}, `{data['split']}`, {size}",
+        f"- Data: {' and '.join(map(_dataset, facts['trained_on']))}, `{data['split']}`, {size}",
         f"- {facts['steps']:,} steps in {facts['training_seconds'] / 60:.0f} minutes, seed {facts['seed']}",
         f"- Hardware: {machine}; processes: {hardware['processes']}",
         f"- Parameters: {facts['parameters']:,}",
