@@ -7,6 +7,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from hf_ris.data import EvaluationRows, RisCollator, load_split
 from hf_ris.data.preparation.plain_pickle import iterate_pickled_list
 from hf_ris.environment import hardware, versions
 from hf_ris.models.text_encoders import word_tokenizer_from_corpus
+from hf_ris.models.winograd import plain_convolutions
 
 
 def random_inputs(config, expressions: int, device: torch.device, words: int, images: int = 1) -> dict[str, Tensor]:
@@ -50,10 +52,24 @@ def random_inputs(config, expressions: int, device: torch.device, words: int, im
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def flop_counter() -> FlopCounterMode:
-    """torch's, a multiply-add as two, with what torch leaves out: the fused attention of the CPU."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _attention_flops})
+class FlopCounter(FlopCounterMode):
+    """torch's, a multiply-add as two, with what torch leaves out: the fused attention of the CPU.
+
+    A convolution counts what the plain sum takes, however it is computed.
+    """
+
+    def __init__(self):
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        super().__init__(display=False, custom_mapping={fused: _attention_flops})
+        self.plain = ExitStack()
+
+    def __enter__(self):
+        self.plain.enter_context(plain_convolutions())
+        return super().__enter__()
+
+    def __exit__(self, *args):
+        self.plain.close()
+        return super().__exit__(*args)
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
@@ -62,8 +78,8 @@ def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_, 
 
 @torch.no_grad()
 def count_flops(model, inputs: dict[str, Tensor]) -> int:
-    """All of them (`flop_counter`)."""
-    with flop_counter() as counter:
+    """All of them (`FlopCounter`)."""
+    with FlopCounter() as counter:
         model(**inputs)
     return counter.get_total_flops()
 
@@ -77,7 +93,7 @@ def count_flops_of_parts(config, expressions: int, words: int) -> dict[str, int]
     """
     with torch.device("meta"):
         model = AutoModelForImageSegmentation.from_config(config).eval()
-    counter, running, counts = flop_counter(), [""], Counter()
+    counter, running, counts = FlopCounter(), [""], Counter()
 
     def settle() -> None:
         counts[running[-1]] += counter.get_total_flops() - counts.total()

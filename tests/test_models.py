@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import hf_ris
-from hf_ris.benchmark import flop_counter
+from hf_ris.benchmark import FlopCounter
 from hf_ris.models.configuration_ris import RisConfig
 
 
@@ -148,11 +148,11 @@ def test_image_is_encoded_once(tiny, monkeypatch):
     image = pictures(1)[0]
     counts = {}
     for number in (1, 5):
-        with torch.no_grad(), flop_counter() as counter:
+        with torch.no_grad(), FlopCounter() as counter:
             model(**processor(image, SENTENCES[-1:] * number))
         counts[number] = counter.get_total_flops()
     assert [len(pixels) for pixels, *_ in calls] == [1, 1]
-    with torch.no_grad(), flop_counter() as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         encode_image(*calls[0])
     image_part = counter.get_total_flops()
     expression_part = counts[1] - image_part

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 from hf_ris import LtsConfig
-from hf_ris.benchmark import flop_counter
+from hf_ris.benchmark import FlopCounter
 from hf_ris.data import load_split
 from hf_ris.models.refinement import MaskRefinement
 from hf_ris.models.vision_encoders import repeat_edges
@@ -55,10 +55,10 @@ def test_its_image_part_runs_once(finer, monkeypatch):
     counts = {}
     with torch.no_grad():
         for number in (1, 4):
-            with flop_counter() as counter:
+            with FlopCounter() as counter:
                 model(**processor(pictures(1)[0], SENTENCES[-1:] * number))
             counts[number] = counter.get_total_flops()
-        with flop_counter() as counter:
+        with FlopCounter() as counter:
             encode_image(*calls[0])
     image_part = counter.get_total_flops()
     assert counts[4] == image_part + 4 * (counts[1] - image_part)

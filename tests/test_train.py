@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageSegmentation
 
-from hf_ris.benchmark import LiveTensors, count_flops, flop_counter, flop_parts, random_inputs
+from hf_ris.benchmark import FlopCounter, LiveTensors, count_flops, flop_parts, random_inputs
 from hf_ris.commands.benchmark import main as benchmark
 from hf_ris.commands.evaluate import main as evaluate
 from hf_ris.commands.train import main as train
@@ -474,7 +474,7 @@ def test_flops_of_lavt_are_those_of_the_published_program():
 def test_fused_attention_is_counted():
     query, key = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
     for mask in (None, torch.zeros(5, 7)):
-        with flop_counter() as counter:
+        with FlopCounter() as counter:
             nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask)
         assert counter.get_total_flops() == 2 * 2 * (2 * 3 * 5 * 7 * 8)  # of the scores, and of the sums
 

@@ -9,7 +9,7 @@ from conftest import build_tiny
 from PIL import Image
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
-from hf_ris.benchmark import flop_counter
+from hf_ris.benchmark import FlopCounter
 from hf_ris.data import MovingScenes, decode_mask
 from hf_ris.models import video_encoders
 from hf_ris.models.configuration_vatex_video import VatexVideoConfig
@@ -136,11 +136,11 @@ def test_expressions_share_the_encoding(image_vatex):
     model, processor = video_model(image_vatex)
     frames, flops = clip(4), {}
     for number in (1, 5):
-        with torch.no_grad(), flop_counter() as counter:
+        with torch.no_grad(), FlopCounter() as counter:
             model(**processor(frames, [TEXTS[0]] * number))
         flops[number] = counter.get_total_flops()
     inputs = processor(frames, TEXTS[:1])
-    with torch.no_grad(), flop_counter() as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         model.vision_encoder(inputs["pixel_values_videos"])
         model.encode_prior(inputs["clip_pixel_values"])
     encoders = counter.get_total_flops()

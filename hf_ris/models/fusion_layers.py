@@ -49,7 +49,7 @@ class TopDownLevel(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """(N, C', h, w) and (N, C, H, W) -> (N, dim, H, W)."""
-        coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=True)
-        x = torch.cat([coarse, fine], dim=1)
+        # no name for the enlarged map: where the finest maps are convolved, it would be a ninth of all memory
+        x = torch.cat([F.interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=True), fine], dim=1)
         x = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(x)))

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers.utils import logging
 
+from .winograd import WinogradConv2d
+
 
 logger = logging.get_logger(__name__)
 
@@ -94,7 +96,7 @@ def _fold_batch_norms(parent: nn.Module) -> int:
             continue
         of_name = name.replace("norm", "conv").replace("bn", "conv")
         conv = parts.get(previous.get(name) if isinstance(parent, nn.Sequential) else of_name)
-        if type(conv) is not nn.Conv2d or conv.out_channels != norm.num_features:
+        if type(conv) not in (nn.Conv2d, WinogradConv2d) or conv.out_channels != norm.num_features:
             continue
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

@@ -30,6 +30,7 @@ from .losses import resize_labels
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
 from .refinement import MaskRefinement, enlarge
 from .vision_encoders import Encoder, restore_buffers
+from .winograd import use_winograd
 
 
 logger = logging.get_logger(__name__)
@@ -90,6 +91,11 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         super().__init__(config, **kwargs)
         self._built_on_meta = torch.empty(0).is_meta
         self.optimization: Optimization | None = None  # by `optimize_for_inference`
+
+    def post_init(self) -> None:
+        """What every architecture does when it is built."""
+        use_winograd(self)
+        super().post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         restore_buffers(module)

@@ -1,11 +1,13 @@
-"""Video files, animated pictures and folders of frames, read frame by frame and written, through PyAV (ffmpeg)."""
+"""Video files, animated pictures and folders of frames, read frame by frame and written, through PyAV (ffmpeg).
+
+PyAV is imported where a file is opened: it takes a quarter of a second, and most models see no video.
+"""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -22,6 +24,8 @@ def read_frames(path: str | PathLike) -> Iterator[Image.Image]:
     Raises:
         ValueError: no such file, no video in it, or one that is damaged; the message names it.
     """
+    import av
+
     path = _existing(path)
     count = 0
     try:
@@ -42,6 +46,8 @@ def read_frames(path: str | PathLike) -> Iterator[Image.Image]:
 
 def frame_rate(path: str | PathLike) -> float:
     """Frames a second of a video file; `FRAME_RATE` where it does not say."""
+    import av
+
     path = _existing(path)
     try:
         with av.open(str(path)) as container:
@@ -65,6 +71,8 @@ def write_video(path: str | PathLike, frames: Iterable[Image.Image], rate: float
     Raises:
         ValueError: no frame, or a name whose ending no container belongs to.
     """
+    import av
+
     path = Path(path)
     frames = iter(frames)
     first = next(frames, None)
