@@ -22,6 +22,7 @@ PAPERS = {  # model type: where, address
     "eavl": ("2023", "https://arxiv.org/abs/2308.09779"),
     "mpg_lqgnet": ("CVIU 2025", "https://doi.org/10.1016/j.cviu.2025.104296"),
     "vatex": ("WACV 2025", "https://arxiv.org/abs/2404.08590"),
+    "vatex_video": ("WACV 2025", "https://arxiv.org/abs/2404.08590"),
 }
 SPLITS = (("test", "test"), ("test_compositional", "unseen combinations"))
 CONTROLS = {
@@ -30,6 +31,7 @@ CONTROLS = {
     "shuffled_frames": "frames in a random order",
     "first_frame": "the first frame alone",
 }
+KINDS = ("ordinal", "negation")
 INK = ("#4338ca", "#d97706", "#64748b", "#94a3b8")
 
 
@@ -67,7 +69,7 @@ def read_row(entry: Entry, speed: float | None = None, protocol: str = "original
     stored = read_json(entry.folder / "results.json")
     seconds = stored.get("training_seconds")
     results = {
-        split: metrics_of(found.get("protocols", {}).get(protocol, {}))
+        split: metrics_of(found.get("protocols", {}).get(protocol, {})) | _kinds(found.get("slices", {}))
         for split, found in stored.get("results", {}).items()
         if isinstance(found, dict)
     }
@@ -75,6 +77,13 @@ def read_row(entry: Entry, speed: float | None = None, protocol: str = "original
     of_test = stored.get("results", {}).get("test", {})
     scenes = of_test.get("images", of_test.get("videos"))
     return Row(entry, stored.get("parameters", 0), scenes, stored.get("steps"), minutes, speed, results)
+
+
+def _kinds(slices: dict[str, Any]) -> dict[str, float]:
+    """What results.json has of the kinds of expressions that the plot shows, as `mIoU (kind)`."""
+    words = {f"mIoU ({label} words)": part.get("mIoU") for label, part in slices.get("words", {}).items()}
+    others = {f"mIoU ({kind})": slices.get(kind, {}).get("with", {}).get("mIoU") for kind in KINDS}
+    return {name: value for name, value in (words | others).items() if value is not None}
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def _leaderboard(tab: gr.Tab, comparer: Comparer) -> None:
         api_visibility="private",
     )
     for entry in (*comparer.zoo.bundled, *comparer.zoo.video):
-        if entry.model_type in hf_ris.ARCHITECTURES:
+        if entry.model_type in hf_ris.ARCHITECTURES | hf_ris.VIDEO_ARCHITECTURES:
             card = model_card_template(entry.model_type).read_text(encoding="utf-8").split("---\n", 2)[-1]
             with gr.Accordion(f"Card of {entry.title}", open=False, elem_id=f"card-{entry.model_type}"):
                 gr.Markdown(card)

@@ -756,7 +756,8 @@ def test_the_leaderboard_shows_what_results_say(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": name}))
         metrics = {"mIoU": miou, "oIoU": 0.5, "mIoU (1-2 words)": 0.7, "mIoU (relations)": 0.4}
-        results = {"test": {"images": 1234, "protocols": {"original": metrics}}}
+        slices = {"ordinal": {"with": {"mIoU": 0.31}}, "words": {"7-14": {"mIoU": 0.3}}}  # as bundles have them today
+        results = {"test": {"images": 1234, "protocols": {"original": metrics}, "slices": slices}}
         results |= {f"test/{key}": {"protocols": {"original": {"mIoU": value}}} for key, value in controls.items()}
         before = [{"folder": "vision", "seconds": 120}, {"seconds": 60, "after": {"seconds": 60}}]
         content = {"parameters": 1_500_000, "training_seconds": 600, "pretraining": before, "results": results}
@@ -772,6 +773,8 @@ def test_the_leaderboard_shows_what_results_say(tmp_path):
         "another scene&#x27;s text",
         "relations",
         "1-2 words",
+        "7-14 words 30.0",
+        "ordinal 31.0",
         "#card-lts",
         "1,234",
         "<td>14</td>",
