@@ -1,6 +1,7 @@
 """Pretrain a video recipe's model on clips, object by object (`--help` explains the options).
 
-python train/pretrain_motion.py --recipe vatex_video/refscenes_video --out outputs/vatex_video-motion
+python train/pretrain_motion.py --recipe vatex_video/refscenes_video --out outputs/vatex_video-motion \\
+    initialize.weights=space/checkpoints/vatex-refscenes
 """
 
 import sys
