@@ -144,6 +144,7 @@ def test_the_programs_recipe_drops_the_rate_where_it_does():
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_training_on_images_and_videos_goes_on(tmp_path):
     """Two steps, and one and one: the same log and weights; run.json tells what was read."""
     small = [*SMALL, *BESIDE, "evaluation.pictures=0", "training.log_every=1", "training.batch_size=4"]
