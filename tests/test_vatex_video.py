@@ -346,3 +346,17 @@ def test_frames_are_read_when_their_window_comes(image_vatex):
         expected, found = model(**inputs), model(**late)
     assert read == [0, 3, 1, 4, 2]
     torch.testing.assert_close(found.query_logits, expected.query_logits, atol=0, rtol=0)
+
+
+def test_an_offloaded_model_answers_lazy_videos(image_vatex, tmp_path):
+    """Its own weights lie on no device between calls."""
+    model, processor = video_model(image_vatex, window_frames=2)
+    model.save_pretrained(tmp_path)
+    places = {name: "disk" if name == "vision_encoder" else "cpu" for name, _ in model.named_children()}
+    offloaded = type(model).from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "offload")
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    with torch.inference_mode():
+        for frames in (clip(5), clip(2)):  # in windows, and at once
+            expected = model(**processor(frames, TEXTS[:2])).logits
+            found = offloaded(**processor(frames, TEXTS[:2], lazy=True)).logits
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)

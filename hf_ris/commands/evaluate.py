@@ -65,12 +65,7 @@ _OF_A_MODEL = {  # options that a file of predictions has no use for, and their 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="folder or Hub id of a saved model and processor, or the name of a baseline")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE.jsonl",
-        help="a line per expression, masks as RLE",
-    )
+    parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="a line per expression, masks as RLE")
     model = parser.add_argument_group("of a model")
     model.add_argument("--data", help="RefScenes flavour, folder or Hub id (default refscenes)")
     model.add_argument("--split", help="(default test, of --calibrate val)")

@@ -295,7 +295,7 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         if labels is None and pixel_values_videos.shape[1] > self.config.window_frames:
             masks, scores, states = self.answer_in_windows(pixel_values_videos, padded, extent, said, index)
         else:
-            video = self.encode_video(self.read(pixel_values_videos, (slice(None), slice(None)), padded), extent)
+            video = self.encode_video(self.read(pixel_values_videos, padded, index.device), extent)
             predictions, states = self.segment(video, extent, said, index)
             masks, scores = self.answers(predictions[-1], extent.of(index).content)
         best = scores.argmax(1)[:, None, None, None, None].expand(-1, 1, *masks.shape[2:])
@@ -351,11 +351,18 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
         patches = (patches.unflatten(0, shape) * weights[:, :, None, None, None]).sum(1)
         return patches, (whole.unflatten(0, shape) * weights[:, :, None]).sum(1)
 
-    def read(self, videos: Tensor | LazyVideos, where: tuple[slice, slice], padded: tuple[int, int]) -> Tensor:
-        """Slices of videos and frames, where the model is, padded to (H, W)."""
+    def read(
+        self,
+        videos: Tensor | LazyVideos,
+        padded: tuple[int, int],
+        device: torch.device,
+        where: tuple[slice, slice] = (slice(None), slice(None)),
+    ) -> Tensor:
+        """Slices of videos and frames, padded to (H, W). Lazy ones go to the `device` of the other inputs, since an
+        offloaded model's own is none."""
         chosen = videos[where]
         if isinstance(videos, LazyVideos):
-            chosen = chosen.to(self.device, self.dtype)
+            chosen = chosen.to(device, self.dtype)
         margin = (0, padded[1] - chosen.shape[-1], 0, padded[0] - chosen.shape[-2])
         return F.pad(chosen, margin) if any(margin) else chosen  # which would be a copy
 
@@ -430,7 +437,7 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
             windows = -(-length // self.config.window_frames)
             for window in range(windows if members else 0):
                 where = slice(number, number + 1), slice(window, length, windows)
-                video = self.encode_video(self.read(videos, where, padded), own)
+                video = self.encode_video(self.read(videos, padded, index.device, where), own)
                 for n in members:
                     one = tuple(x[n : n + 1] for x in said)
                     predictions, found = self.segment(video, own, one, index.new_zeros(1))
