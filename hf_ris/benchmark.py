@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from hf_ris.data import EvaluationRows, RisCollator, load_split
 from hf_ris.data.preparation.plain_pickle import iterate_pickled_list
 from hf_ris.environment import hardware, versions
+from hf_ris.models.modeling_ris import RisOutput
 from hf_ris.models.text_encoders import word_tokenizer_from_corpus
 from hf_ris.models.winograd import plain_convolutions
 
@@ -211,6 +213,23 @@ def parameter_parts(model) -> dict[str, int]:
     return {name: count for name, count in parts.items() if count}
 
 
+PHOTOGRAPHS = ((480, 640), (3000, 4000))  # (height, width): the size of MS COCO's and a camera's
+
+
+@torch.no_grad()
+def post_processing(config, logits: Tensor, repeats: int) -> dict[str, float]:
+    """Median CPU seconds from logits (K, h, w) to K masks, without maps of probabilities, by a photograph's size."""
+    processor = PROCESSOR_MAPPING[type(config)].from_config(config, word_tokenizer_from_corpus([]))
+    seconds = {}
+    for height, width in PHOTOGRAPHS:
+        sizes = [(height, width)] * len(logits)
+        outputs = RisOutput(logits=logits, input_size=processor.image_processor.canvas_size(sizes))
+        cut = partial(processor.post_process_referring_segmentation, outputs, sizes, probabilities=False)
+        seconds[f"{width}x{height}"] = timings(cut, logits.device, repeats)["cpu"]
+    return seconds
+
+
+@torch.no_grad()
 def benchmark(config, device: torch.device, expressions: int, words: int, repeats: int) -> dict[str, Any]:
     """Everything this script prints, ready for JSON."""
     flops = flop_parts(config, expressions, words)
@@ -235,6 +254,7 @@ def benchmark(config, device: torch.device, expressions: int, words: int, repeat
             str(expressions): latency(lambda: model(**many), device, repeats),
             f"{expressions} calls": latency(separately, device, repeats),
         },
+        "post_processing_seconds": post_processing(config, model(**many).logits.cpu(), repeats),
         "peak_memory_bytes": {
             "1": peak_memory(model, single, device),
             str(expressions): peak_memory(model, many, device),
@@ -389,6 +409,9 @@ def show(result: dict[str, Any]) -> None:
     print("latency (ms, median)")
     for name, value in seconds.items():
         print(f"  {'K = ' + name if name.isdigit() else name:<20}{1000 * value:12.1f}")
+    print(f"logits to {expressions} masks of a photograph (CPU ms, median)")
+    for name, value in result["post_processing_seconds"].items():
+        print(f"  {name:<20}{1000 * value:12.1f}")
     print("peak memory beyond weights and inputs (MiB)")
     for name, value in result["peak_memory_bytes"].items():
         print(f"  {'K = ' + name:<20}{value / 2**20:12.1f}")

@@ -1,11 +1,14 @@
 """What every architecture costs on the machine at hand, as one Markdown table. Weights are random; only sizes matter.
 
+Ways: float32 as loaded, the recommended one (`optimize_for_inference`), and if asked for that one by `torch.compile`.
+
 Beside each time stands the share of the machine's matrix rate: the model's counted operations, divided by those that
 products of square matrices would have made in the same time, measured before and after it. On the CPU both are taken by
 CPU time, which other work on the machine changes least, on a GPU by the clock, with TF32 as torch has it set.
 """
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,11 +36,14 @@ def _clock(device: torch.device) -> str:
     return "wall" if device.type == "cuda" else "cpu"
 
 
-def measure(architecture: str, device: torch.device, repeats: int, small: bool) -> dict[str, Any]:
-    """One architecture: `ways` holds float32 and the recommended one, each with times, memory and shares.
+def measure(
+    architecture: str, device: torch.device, repeats: int, small: bool, compiled: bool = False
+) -> dict[str, Any]:
+    """One architecture: `ways` holds one after the other, each with times, shares and, but of compiled ones, memory.
 
     Args:
         small: at the size of its `refscenes` recipe instead of the paper's.
+        compiled: also the recommended way by `torch.compile`; its entry has the `compile_seconds` of the first answers.
     """
     if small:
         config = build_config(load_recipe(f"{architecture}/refscenes"), _SMALL_VOCABULARY)
@@ -55,16 +61,29 @@ def measure(architecture: str, device: torch.device, repeats: int, small: bool) 
     step = timings(_training_step(model, config, device), device, max(1, repeats // 2))
     del model
     gc.collect()
-    for way in ("float32", "recommended"):
+    for way in ("float32", "recommended", *(["compiled"] if compiled else [])):
         torch.manual_seed(0)
         model = AutoModelForImageSegmentation.from_config(config).to(device).eval()
-        done = optimize_for_inference(model) if way == "recommended" else None
+        done = optimize_for_inference(model) if way != "float32" else None
         dtype = torch.float32 if done is None else done.dtype
         entry = {"way": way, "done": str(done or "as loaded"), "training_step": step if done is None else None}
+        if way == "compiled":
+            entry["compile_seconds"] = _compile(model, config, device)
         result["ways"].append(entry | _answers(model, config, device, dtype, repeats, result["flops"], small))
         del model
         gc.collect()
     return result
+
+
+def _compile(model, config, device: torch.device) -> float:
+    """Compile in place; returns the wall seconds of the first answers to 1 and to `MANY` expressions."""
+    torch.compiler.reset()
+    model.compile()
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        for count in (1, MANY):
+            model(**random_inputs(config, count, device, WORDS))
+    return time.perf_counter() - begun
 
 
 def _answers(model, config, device, dtype, repeats: int, flops: dict[str, int], small: bool) -> dict[str, Any]:
@@ -80,7 +99,8 @@ def _answers(model, config, device, dtype, repeats: int, flops: dict[str, int], 
         operations = flops["image"] + count * flops["expression"]
         found["seconds"][str(count)] = seconds
         found["share"][str(count)] = operations / seconds[_clock(device)] / rate
-        found["memory"][str(count)] = peak_memory(model, inputs, device)
+        if model._compiled_call_impl is None:  # whose tensors the counter would not see
+            found["memory"][str(count)] = peak_memory(model, inputs, device)
     return found
 
 
@@ -99,7 +119,9 @@ def _training_step(model, config, device: torch.device) -> Callable[[], None]:
     return step
 
 
-def suite(architectures: list[str], device: torch.device, repeats: int, small: bool = False) -> dict[str, Any]:
+def suite(
+    architectures: list[str], device: torch.device, repeats: int, small: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """All of them, ready for JSON; each row is printed when it is known."""
     facts = hardware()
     machine = facts["gpus"][0] if device.type == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
@@ -112,7 +134,7 @@ def suite(architectures: list[str], device: torch.device, repeats: int, small: b
     print("| --- " * 9 + "|", flush=True)
     rows = []
     for architecture in architectures:
-        rows.append(measure(architecture, device, repeats, small))
+        rows.append(measure(architecture, device, repeats, small, compiled))
         for line in lines(rows[-1]):
             print(line, flush=True)
     return {"rows": rows, "small": small, "revision": git_revision(), "hardware": facts, "versions": versions()}
@@ -130,11 +152,17 @@ def lines(row: dict[str, Any]) -> list[str]:
             row["architecture"] if first else "",
             f"{row['parameters'] / 1e6:.1f}" if first else "",
             " / ".join(f"{value:.3g}" for value in operations) if first else "",
-            way["way"] if first else f"recommended: {way['done']}",
+            _name(way),
             *(" / ".join(f"{way['seconds'][count][clock]:.3g}" for count in counts) for clock in ("wall", "cpu")),
             " / ".join(f"{way['share'][count]:.2f}" for count in counts),
-            " / ".join(f"{way['memory'][count] / 2**20:.0f}" for count in counts),
+            " / ".join(f"{way['memory'][count] / 2**20:.0f}" for count in counts if count in way["memory"]),
             f"{way['training_step']['wall']:.3g} ({way['training_step']['cpu']:.3g})" if first else "",
         ]
         told.append("| " + " | ".join(cells) + " |")
     return told
+
+
+def _name(way: dict[str, Any]) -> str:
+    if way["way"] == "compiled":
+        return f"the same by torch.compile, which takes {way['compile_seconds']:.0f} s"
+    return way["way"] if way["way"] == "float32" else f"recommended: {way['done']}"

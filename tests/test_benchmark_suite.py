@@ -31,12 +31,16 @@ def test_lines_of_an_architecture():
     way |= {"seconds": dict.fromkeys(("1", "8"), {"wall": 0.125, "cpu": 0.0625}), "share": {"1": 0.5, "8": 0.25}}
     way |= {"memory": {"1": 2 << 20, "8": 9 << 20}}
     row = {"architecture": "lts", "parameters": 1_234_567, "flops": {"image": 10**9, "expression": 10**8}}
-    first, second = lines(row | {"ways": [way, way | {"way": "recommended", "done": "folded", "training_step": None}]})
+    recommended = way | {"way": "recommended", "done": "folded", "training_step": None}
+    compiled = recommended | {"way": "compiled", "memory": {}, "compile_seconds": 64.4}
+    first, second, third = lines(row | {"ways": [way, recommended, compiled]})
     assert (
         first
         == "| lts | 1.2 | 1.1 / 1.8 | float32 | 0.125 / 0.125 | 0.0625 / 0.0625 | 0.50 / 0.25 | 2 / 9 | 0.5 (0.25) |"
     )
     assert second == "|  |  |  | recommended: folded | 0.125 / 0.125 | 0.0625 / 0.0625 | 0.50 / 0.25 | 2 / 9 |  |"
+    by_compile = "the same by torch.compile, which takes 64 s"
+    assert third == f"|  |  |  | {by_compile} | 0.125 / 0.125 | 0.0625 / 0.0625 | 0.50 / 0.25 |  |  |"
 
 
 @pytest.mark.slow
@@ -52,6 +56,7 @@ def test_a_small_table_of_all(tmp_path, capsys):
 def test_options_that_would_be_ignored(capsys):
     for words, message in (
         (["--arch", "lts", "--small"], "--small would be ignored"),
+        (["--model", "bundle", "--compile"], "--compile would be ignored"),
         (["--suite", "--words", "3"], "--words would be ignored"),
         (["--suite", "lts", "sam"], "There is no architecture sam"),
     ):

@@ -459,6 +459,8 @@ def test_benchmark_counts_image_and_expression_part(trained, tmp_path):
     assert result["flops_of_parts"]["vision_encoder"]["image"] > 0 == result["flops_of_parts"]["segmentation"]["image"]
     assert result["parameters"]["total"] == sum(p.numel() for p in model.parameters())
     assert set(result["latency_seconds"]) == {"1", "40", "40 calls"} and min(result["latency_seconds"].values()) > 0
+    cutting = result["post_processing_seconds"]
+    assert set(cutting) == {"640x480", "4000x3000"} and 0 < cutting["640x480"] < cutting["4000x3000"]
     assert result["peak_memory_bytes"]["40"] > result["peak_memory_bytes"]["1"] > 0
     assert json.loads(file.read_text())["flops"] == result["flops"]
 

@@ -4,20 +4,21 @@
     hf-ris benchmark --arch lavt --config overrides.json --expressions 8 --result lavt.json
     hf-ris benchmark --model outputs/lts-refscenes/best
     hf-ris benchmark --suite
-    hf-ris benchmark --suite lavt cris --small
+    hf-ris benchmark --suite lavt cris --small --compile
     hf-ris benchmark --arch lavt --against ../other --expressions 1
     hf-ris benchmark --arch lavt --data data/refcoco --raw downloads --split val --workers 2
 
 FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
 expressions and checked on a third. They are printed with a multiply-add as one (as papers count) and as two (as torch
 counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
-warm-up, for 1 expression, for K at once and for K separate calls. Memory is the peak of all tensors of one forward pass
+warm-up, for 1 expression, for K at once and for K separate calls; also told is what it takes to make masks of K logits, at
+640x480 and at 4000x3000, on one thread. Memory is the peak of all tensors of one forward pass
 without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
 
 With --suite all architectures, or those named, are measured in one Markdown table: time, memory and share of the
 machine's matrix rate for 1 and 8 expressions of an image, in float32 and in the recommended way
 (`optimize_for_inference`), and a training step; --small takes the tiny sizes of the recipes `refscenes`, which is
-seconds instead of minutes.
+seconds instead of minutes, and --compile adds the recommended way by `torch.compile`.
 
 With --against the same model is run here and in another checkout of this project, by turns, each in a process of its
 own; printed are medians of wall and CPU time, in float32 and in the recommended way, the ratios, and by how much the
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--model", help="the configuration of a saved model, folder or Hub id")
     which.add_argument("--suite", nargs="*", metavar="NAME", help="a table of all architectures, or of these")
     parser.add_argument("--small", action="store_true", help="of --suite: tiny sizes")
+    parser.add_argument("--compile", action="store_true", help="of --suite: also by torch.compile, which takes minutes")
     parser.add_argument("--config", type=Path, metavar="FILE.json", help="fields of the configuration to override")
     parser.add_argument("--expressions", type=int, metavar="K", help="at least 2 (default 8)")
     parser.add_argument("--words", type=int, help="tokens of an expression (default 10)")
@@ -71,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> None:
     """ValueError for options that would be ignored or are out of range."""
     if options.suite is None:
-        command.refuse_unused(options, ["small"], "it is for --suite")
+        command.refuse_unused(options, ["small", "compile"], "it is for --suite")
     else:
         ignored = ["config", "expressions", "words", "data", "against"]
         command.refuse_unused(options, ignored, "--suite measures each architecture alike")
@@ -111,7 +113,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.suite is not None:
         from hf_ris.benchmark_suite import suite
 
-        return write(suite(options.suite or list(ARCHITECTURES), device, options.repeats, options.small), options)
+        named = options.suite or list(ARCHITECTURES)
+        return write(suite(named, device, options.repeats, options.small, options.compile), options)
     if options.model is None:
         config = AutoConfig.for_model(options.arch, **fields)
     else:

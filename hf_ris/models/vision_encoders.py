@@ -220,7 +220,8 @@ class PadFirstWindowAttention(WindowAttention):
         x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height + below, width + right, -1)
         if any(shift):
             x = torch.roll(x, shift, (1, 2))
-        return self.proj_drop(self.proj(x[:, :height, :width]))
+        # of a cut-out map, torch would make a product for each of its rows, with a copy of the weights for each
+        return self.proj_drop(self.proj(x[:, :height, :width].contiguous()))
 
 
 class PadFirstSwinBlock(SwinTransformerBlock):
