@@ -11,9 +11,9 @@
 FLOPs of K expressions on one image are image part + K x expression part, both solved from counts with 1 and K
 expressions and checked on a third. They are printed with a multiply-add as one (as papers count) and as two (as torch
 counts); operators that are no matrix product, convolution or attention count nothing. Latency is a median, after a
-warm-up, for 1 expression, for K at once and for K separate calls; also told is what it takes to make masks of K logits, at
-640x480 and at 4000x3000, on one thread. Memory is the peak of all tensors of one forward pass
-without gradient, weights and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
+warm-up, for 1 expression, for K at once and for K separate calls, and beside it stands what masks of K logits take at
+640x480 and at 4000x3000, on one thread. Memory is the peak of all tensors of one forward pass without gradient, weights
+and input left out; on CUDA as the allocator saw it, on the CPU without operators' scratch.
 
 With --suite all architectures, or those named, are measured in one Markdown table: time, memory and share of the
 machine's matrix rate for 1 and 8 expressions of an image, in float32 and in the recommended way

@@ -30,9 +30,10 @@ from .protocols import THRESHOLDS
 
 
 _THRESHOLDS = tuple(f"{threshold:g}" for threshold in THRESHOLDS)
-_NUMBER = (int, float)
+NUMBER = (int, float)
 _RLE = 'an RLE {"size": [height, width], "counts": string}'
 _COUNT_OR_NULL = (int, type(None))
+_CUTS = (dict,)  # other than the dict of an RLE
 _FIELDS = {
     "expression_id": int,
     "image_id": int,
@@ -50,9 +51,9 @@ _OPTIONAL = {
     "target_parts": list,
     "target_without_crowds": dict,
     "prediction_480": dict,
-    "cuts": dict,
-    "threshold": _NUMBER,
-    "score": _NUMBER,
+    "cuts": _CUTS,
+    "threshold": NUMBER,
+    "score": NUMBER,
     "hit": bool,
 }
 _TYPE_NAMES = {
@@ -61,8 +62,9 @@ _TYPE_NAMES = {
     list: "a list",
     dict: _RLE,
     bool: "true or false",
-    _NUMBER: "a number",
+    NUMBER: "a number",
     _COUNT_OR_NULL: "an integer or null",
+    _CUTS: "an object of RLEs by threshold",
 }
 
 
@@ -98,15 +100,45 @@ def prediction_line(
     return line | {name: value for name, value in optional.items() if value is not None}
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """isinstance, but for true and false, which are no numbers, and for integers that no array holds."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) and (not isinstance(value, int) or abs(value) < 1 << 63)
+
+
+def shown(value: Any) -> str:
+    """The first characters of a JSON value, for a sentence."""
+    return json.dumps(value)[:60]
+
+
+def check_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    """ValueError with one sentence unless `value`, which the sentence calls `name`, is of a kind of the format's."""
+    if not is_a(value, kind):
+        raise ValueError(f"{name} is {_TYPE_NAMES[kind]}, but here it is {shown(value)}")
+
+
+def check_fields(line: Any, required: dict[str, Any], optional: dict[str, Any]) -> None:
+    """ValueError with one sentence unless `line` is an object with these fields (name -> kind) at a positive size."""
+    if not isinstance(line, dict):
+        raise ValueError(f"a line is a JSON object, but this one is {shown(line)}")
+    missing = [name for name in required if name not in line]
+    if missing:
+        raise ValueError(f"the line lacks {', '.join(missing)}")
+    kinds = required | optional
+    for name, value in line.items():
+        if name not in kinds:
+            raise ValueError(f"there is no field {name!r}; the optional ones are {', '.join(optional)}")
+        check_kind(name, value, kinds[name])
+    if min(line["height"], line["width"]) < 1:
+        raise ValueError(f"height and width are at least 1, but here they are {line['height']} and {line['width']}")
 
 
 def check_mask(name: str, rle: Any, size: list[int]) -> None:
     """ValueError with one sentence unless `rle`, which the sentence calls `name`, fills a grid of `size` exactly."""
     shaped = isinstance(rle, dict) and rle.keys() == {"size", "counts"} and isinstance(rle["counts"], str)
     if not shaped:
-        raise ValueError(f"{name} is {_RLE}, but here it is {json.dumps(rle)[:60]}")
+        raise ValueError(f"{name} is {_RLE}, but here it is {shown(rle)}")
     if rle["size"] != size:
         raise ValueError(f"{name} has size {rle['size']}, but {size} is needed")
     try:
@@ -117,22 +149,9 @@ def check_mask(name: str, rle: Any, size: list[int]) -> None:
 
 def check_line(line: Any) -> None:
     """ValueError with one sentence for the first thing in `line`, one parsed line, that breaks the format."""
-    if not isinstance(line, dict):
-        raise ValueError(f"a line is a JSON object, but this one is {json.dumps(line)[:60]}")
-    missing = [name for name in _FIELDS if name not in line]
-    if missing:
-        raise ValueError(f"the line lacks {', '.join(missing)}")
-    for name, value in line.items():
-        kind = _FIELDS.get(name) or _OPTIONAL.get(name)
-        if kind is None:
-            raise ValueError(f"there is no field {name!r}; the optional ones are {', '.join(_OPTIONAL)}")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = "an object of RLEs by threshold" if name == "cuts" else _TYPE_NAMES[kind]
-            raise ValueError(f"{name} is {wanted}, but here it is {json.dumps(value)[:60]}")
-    if min(line["height"], line["width"]) < 1:
-        raise ValueError(f"height and width are at least 1, but here they are {line['height']} and {line['width']}")
-    if not all(map(_is_integer, line["object_ids"])):
-        raise ValueError(f"object_ids is a list of integers, but here it is {json.dumps(line['object_ids'])[:60]}")
+    check_fields(line, _FIELDS, _OPTIONAL)
+    if not all(is_a(identifier, int) for identifier in line["object_ids"]):
+        raise ValueError(f"object_ids is a list of integers, but here it is {shown(line['object_ids'])}")
     if (line["same_class_distractors"] or 0) < 0:
         raise ValueError(f"same_class_distractors is 0 or more, but here it is {line['same_class_distractors']}")
     size = [line["height"], line["width"]]

@@ -21,7 +21,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .predictions import check_mask, read_lines
+from .predictions import NUMBER, check_fields, check_kind, check_mask, is_a, read_lines, shown
 
 
 _FIELDS = {
@@ -40,38 +40,24 @@ _FIELDS = {
     "void": list,
     "prediction": list,
 }
-_OPTIONAL = {"merged": list, "threshold": (int, float)}
+_OPTIONAL = {"merged": list, "threshold": NUMBER}
 _OF_THE_VIDEO = ("video", "height", "width", "frames", "objects", "void")  # the same in all lines of a video
-_KINDS = {int: "an integer", str: "a string", list: "a list", (int, float): "a number"}
 _OBJECT = {"object_id": int, "category": str, "masks": list}
 
 
 def check_video_line(line: Any) -> None:
     """ValueError with one sentence for the first thing in `line`, one parsed line, that breaks the format."""
-    if not isinstance(line, dict):
-        raise ValueError(f"a line is a JSON object, but this one is {_shown(line)}")
-    missing = [name for name in _FIELDS if name not in line]
-    if missing:
-        raise ValueError(f"the line lacks {', '.join(missing)}")
-    for name, value in line.items():
-        kind = _FIELDS.get(name) or _OPTIONAL.get(name)
-        if kind is None:
-            raise ValueError(f"there is no field {name!r}; the optional ones are {', '.join(_OPTIONAL)}")
-        if not _is(value, kind):
-            raise ValueError(f"{name} is {_KINDS[kind]}, but here it is {_shown(value)}")
-    if min(line["height"], line["width"]) < 1:
-        raise ValueError(f"height and width are at least 1, but here they are {line['height']} and {line['width']}")
+    check_fields(line, _FIELDS, _OPTIONAL)
     if not all(isinstance(name, str) for name in line["frames"]):
-        raise ValueError(f"frames is a list of strings, but here it is {_shown(line['frames'])}")
+        raise ValueError(f"frames is a list of strings, but here it is {shown(line['frames'])}")
     for place, entry in enumerate(line["objects"]):
         if not isinstance(entry, dict) or entry.keys() != _OBJECT.keys():
-            raise ValueError(f"objects[{place}] has {', '.join(_OBJECT)}, but here it is {_shown(entry)}")
+            raise ValueError(f"objects[{place}] has {', '.join(_OBJECT)}, but here it is {shown(entry)}")
         for name, kind in _OBJECT.items():
-            if not _is(entry[name], kind):
-                raise ValueError(f"objects[{place}].{name} is {_KINDS[kind]}, but here it is {_shown(entry[name])}")
+            check_kind(f"objects[{place}].{name}", entry[name], kind)
     indices, count = line["object_indices"], len(line["objects"])
-    if not all(_is(index, int) and 0 <= index < count for index in indices) or len(set(indices)) < len(indices):
-        raise ValueError(f"object_indices are distinct places in {count} objects, but here they are {_shown(indices)}")
+    if not all(is_a(index, int) and 0 <= index < count for index in indices) or len(set(indices)) < len(indices):
+        raise ValueError(f"object_indices are distinct places in {count} objects, but here they are {shown(indices)}")
     _check_masks(line)
 
 
@@ -86,15 +72,6 @@ def _check_masks(line: dict[str, Any]) -> None:
         for frame, rle in enumerate(masks):
             if rle is not None or not may_be_null:
                 check_mask(f"{name}[{frame}]", rle, [line["height"], line["width"]])
-
-
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    whole = not isinstance(value, int) or abs(value) < 1 << 63  # what an array holds
-    return isinstance(value, kind) and not isinstance(value, bool) and whole  # a bool is an int, too
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:60]
 
 
 def is_of_videos(path: str | Path) -> bool:
