@@ -54,7 +54,8 @@ class PixelWordAttention(nn.Module):
 
     The output norm divides by the spread that an average of words has over the pixels, which can be small, so rounding
     errors grow there. Two shifts that leave the result as it is keep them small: words are taken relative to their mean
-    (softmax and norm cancel it), and attention weights relative to their mean over the pixels (the norm cancels it).
+    (softmax and norm cancel it), and attention weights relative to their mean over the pixels (the norm cancels it). For
+    the same reason autocast, which would compute its products in half precision, is off here.
     """
 
     def __init__(self, dim: int, text_dim: int, num_heads: int):
@@ -69,6 +70,11 @@ class PixelWordAttention(nn.Module):
 
     def forward(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
         """visual (N, T, C), words (N, L, D), mask (N, L), 1 = word -> language features at every pixel, (N, T, C)."""
+        with torch.autocast(visual.device.type, enabled=False):
+            wide = (x.to(self.query.weight.dtype) for x in (visual, words))
+            return self._attend(*wide, attention_mask)
+
+    def _attend(self, visual: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.to(words.dtype)[..., None]
         words = words - (words * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
         query = self._heads(instance_norm(self.query(visual)))
