@@ -54,8 +54,8 @@ class PixelWordAttention(nn.Module):
 
     The output norm divides by the spread that an average of words has over the pixels, which can be small, so rounding
     errors grow there. Two shifts that leave the result as it is keep them small: words are taken relative to their mean
-    (softmax and norm cancel it), and attention weights relative to their mean over the pixels (the norm cancels it). For
-    the same reason autocast, which would compute its products in half precision, is off here.
+    (softmax and norm cancel it), and attention weights relative to their mean over the pixels (the norm cancels it).
+    For the same reason autocast, which would compute products in half precision, is off here.
     """
 
     def __init__(self, dim: int, text_dim: int, num_heads: int):
