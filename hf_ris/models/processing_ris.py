@@ -380,7 +380,7 @@ class RisProcessor(HubMixin, ProcessorMixin):
 
     def unknown_words(self, texts: Iterable[str]) -> UnknownWords:
         """The words of expressions that the tokenizer does not know, for the start of a training or an evaluation."""
-        return unknown_words(self.tokenizer, [self.clean(text) for text in texts])
+        return unknown_words(self.tokenizer, map(self.clean, texts))
 
     def _tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         for number, expression in enumerate(texts):
