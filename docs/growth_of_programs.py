@@ -4,8 +4,8 @@ speed of training by the number of processes.
 python docs/growth_of_programs.py
 
 Each point is a program of its own with one thread for each process, on generated data that are drawn before its time is
-taken: `hf-ris train` of the bundled size of LTS for one step, `hf-ris evaluate` of the bundled LTS with one expression
-of each image, and `accelerate launch` of 40 steps of one batch that all processes share. The numbers are printed too.
+taken: `hf-ris train` of the bundled size of LTS for one step, `hf-ris evaluate` of the bundled LTS, and `accelerate
+launch` of 40 steps whose batch all processes share. The numbers are printed too.
 """
 
 import json
@@ -26,7 +26,7 @@ from matplotlib.ticker import StrMethodFormatter  # noqa: E402
 from hf_ris.data import load_split  # noqa: E402
 
 
-ROWS, EVALUATED = (1000, 3000, 8000, 20000), (250, 1000, 4000)
+ROWS, EVALUATED = (1000, 3000, 8000, 20000), (250, 1000, 2000)
 PROCESSES, STEPS = (1, 2), 40
 RECIPE = "lts/refscenes"
 SETTINGS = ["data.validation_size=2", "training.log_every=10", "training.evaluate_every=0", "training.save_every=0"]
@@ -61,7 +61,7 @@ def training(rows: int) -> tuple[float, float]:
 def evaluation(rows: int) -> tuple[float, float]:
     load_split("refscenes", "val", rows, None)
     what = ["--model", "space/checkpoints/lts-refscenes", "--data", "refscenes", "--split", "val", "--size", str(rows)]
-    return cost(["hf_ris", "evaluate", *what, "--max-expressions", "1", "--resamples", "10"])
+    return cost(["hf_ris", "evaluate", *what, "--protocols", "original"])
 
 
 def speed(processes: int) -> float:
@@ -79,6 +79,10 @@ def speed(processes: int) -> float:
 def main() -> None:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     seconds, memory, processes = figure.subplots(1, 3)
+    speeds = []
+    for count in PROCESSES:
+        speeds.append(speed(count))
+        print(f"| training by {count} processes | {speeds[-1]:.1f} images/s |", flush=True)
     for name, program, sizes in (("a training of one step", training, ROWS), ("an evaluation", evaluation, EVALUATED)):
         costs = []
         for rows in sizes:
@@ -86,10 +90,6 @@ def main() -> None:
             print(f"| {name} | {rows} rows | {costs[-1][0]:.1f} CPU s | {costs[-1][1]:.0f} MiB |", flush=True)
         for axes, y in zip((seconds, memory), zip(*costs)):
             axes.plot(sizes, y, marker="o", markersize=3, label=name)
-    speeds = []
-    for count in PROCESSES:
-        speeds.append(speed(count))
-        print(f"| training by {count} processes | {speeds[-1]:.1f} images/s |", flush=True)
     processes.bar(PROCESSES, speeds, width=0.5)
     processes.set(xlabel="processes, a core each", ylabel="images a second of training", xticks=PROCESSES)
     for axes, label in ((seconds, "CPU seconds of the program"), (memory, "MiB at most (resident)")):

@@ -22,7 +22,10 @@ BUNDLE = ROOT / "space" / "checkpoints" / "lavt-refscenes"
 
 
 def bundle_parts() -> tuple[dict, dict, list]:
+    """Facts, recipe and log of a bundle, as if it had been one run from scratch that did not tell what it read."""
     facts, recipe = (json.loads((BUNDLE / name).read_text()) for name in ("results.json", "recipe.json"))
+    facts.pop("read", None)
+    recipe["initialize"]["weights"] = "scratch"
     return facts, recipe, [json.loads(line) for line in (BUNDLE / "log.jsonl").read_text().splitlines()]
 
 
