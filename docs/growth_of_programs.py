@@ -26,7 +26,7 @@ from matplotlib.ticker import StrMethodFormatter  # noqa: E402
 from hf_ris.data import load_split  # noqa: E402
 
 
-ROWS, EVALUATED = (1000, 3000, 8000, 20000), (250, 1000, 2000)
+ROWS, EVALUATED = (1000, 3000, 8000, 20000), (250, 500, 1000)
 PROCESSES, STEPS = (1, 2), 40
 RECIPE = "lts/refscenes"
 SETTINGS = ["data.validation_size=2", "training.log_every=10", "training.evaluate_every=0", "training.save_every=0"]
@@ -68,8 +68,8 @@ def speed(processes: int) -> float:
     """Images a second, of the last steps of a short run."""
     load_split("refscenes", "train", ROWS[0], None)
     with tempfile.TemporaryDirectory() as folder:
-        launch = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-        launch += ["--dynamo_backend", "no", "--num_processes", str(processes), "--num_cpu_threads_per_process", "1"]
+        launch = ["accelerate.commands.launch", "--config_file", "train/accelerate/cpu_two.yaml", "--num_processes"]
+        launch += [str(processes), "--num_cpu_threads_per_process", "1"]
         launch += ["-m", "hf_ris.training", RECIPE, *SETTINGS, f"data.size={ROWS[0]}", f"training.max_steps={STEPS}"]
         cost([*launch, "training.mixed_precision=no", f"output_dir={folder}/run"])
         lines = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
