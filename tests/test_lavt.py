@@ -191,6 +191,16 @@ def test_pixel_word_attention_is_its_equations(heads):
         torch.testing.assert_close(result[sample], expected, atol=1e-10, rtol=0)
 
 
+def test_words_are_gathered_in_float32_under_autocast():
+    """The norm behind divides by a spread that can be small, which half precision would fill with rounding errors."""
+    torch.manual_seed(0)
+    attention = PixelWordAttention(8, 6, 2)
+    inputs = torch.randn(2, 9, 8), torch.randn(2, 4, 6), torch.ones(2, 4, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = attention(*inputs)
+    assert under.dtype == torch.float32 and torch.equal(under, attention(*inputs))
+
+
 def test_single_visible_word_says_nothing():
     """Attention then gives every pixel the same vector, and the instance norm takes it away."""
     torch.manual_seed(0)
