@@ -7,7 +7,7 @@ from test_models import ARCHITECTURES, SENTENCES, assert_same, maps, pictures, s
 from torch.nn import functional as F
 from transformers import AutoModelForImageSegmentation, AutoProcessor
 
-from hf_ris import LtsConfig
+from hf_ris import LtsConfig, VatexConfig
 from hf_ris.benchmark import FlopCounter
 from hf_ris.data import load_split
 from hf_ris.models.refinement import MaskRefinement
@@ -157,6 +157,25 @@ def test_full_size_is_the_loss_of_enlarged_logits():
     torch.testing.assert_close(output.loss, F.binary_cross_entropy_with_logits(logits, inputs["labels"]))
 
 
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "vatex"])
+def test_the_overlap_loss_is_the_mask_s_dice_beside_the_paper_s_loss(name):
+    losses = {}
+    for weight in (0.0, 0.25):
+        torch.manual_seed(0)
+        model, processor = build_tiny(name, *FINER, f"model.overlap_loss_weight={weight}")
+        torch.manual_seed(0)  # some losses draw points
+        with torch.no_grad():
+            inputs = inputs_of(processor)
+            losses[weight] = model(**inputs)
+    before, after = losses[0.0], losses[0.25]
+    size, labels = inputs["labels"].shape[1:], inputs["labels"].flatten(1)
+    p = F.interpolate(after.logits[:, None], size=size, mode="bilinear")[:, 0].sigmoid().flatten(1)
+    dice = (2 * (p * labels).sum(1) + 1) / (p.sum(1) + labels.sum(1) + 1)
+    torch.testing.assert_close(after.losses["overlap"], 1 - dice.mean())
+    torch.testing.assert_close(after.loss, before.loss + 0.25 * (1 - dice.mean()))
+    assert set(after.losses) == {*before.losses, "overlap"}
+
+
 def test_values_that_mean_nothing_are_refused():
     with pytest.raises(Exception, match="refinement"):
         LtsConfig(refinement=3)
@@ -164,7 +183,11 @@ def test_values_that_mean_nothing_are_refused():
         LtsConfig(loss_size="half")
     with pytest.raises(ValueError, match="refinement_dim must be at least 1"):
         LtsConfig(refinement_dim=0)
-    assert LtsConfig().refinement is None and LtsConfig().loss_size == "logits"
+    with pytest.raises(ValueError, match="overlap_loss_weight must be at least 0"):
+        LtsConfig(overlap_loss_weight=-1)
+    with pytest.raises(ValueError, match="third of loss_weights"):
+        VatexConfig(overlap_loss_weight=1)
+    assert LtsConfig().overlap_loss_weight == 0 and LtsConfig().refinement is None and LtsConfig().loss_size == "logits"
 
 
 @pytest.mark.slow

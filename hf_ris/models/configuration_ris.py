@@ -233,6 +233,9 @@ class RisConfig(StrictConfig):
         refinement_dim: channels inside of it.
         loss_size: the mask's loss is taken at the size of the "logits", or at the "full" size of the labels on logits
             that are enlarged to it. The processor then enlarges logits too, and not probabilities.
+        overlap_loss_weight: of a Dice loss of the mask that is added to the paper's, at the same size. Cross-entropy
+            teaches how probable each pixel is, so of two likely objects a mask may show both; this one asks for the
+            greatest overlap. 0 leaves the loss as the paper has it.
     """
 
     # transformers' Trainer hands all other outputs to `compute_metrics`: the logits alone
@@ -243,12 +246,17 @@ class RisConfig(StrictConfig):
     refinement: Literal[1, 2, 4] | None = None
     refinement_dim: int = 16
     loss_size: Literal["logits", "full"] = "logits"
+    overlap_loss_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         for name in ("image_size", "max_text_length", "refinement_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.overlap_loss_weight < float("inf"):
+            raise ValueError(
+                f"{type(self).__name__}: overlap_loss_weight must be at least 0, got {self.overlap_loss_weight}."
+            )
 
     @property
     def text_part(self) -> str | None:

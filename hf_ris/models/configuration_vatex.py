@@ -118,6 +118,11 @@ class VatexConfig(RisConfig):
                 "VatexConfig: loss_weights takes four numbers that are not negative, of class, mask, dice and mcc, got "
                 f"{self.loss_weights}."
             )
+        if self.overlap_loss_weight:
+            raise ValueError(
+                f"{type(self).__name__}: overlap_loss_weight is for losses without Dice; VATEX's has it, its weight is "
+                "the third of loss_weights."
+            )
         if self.pixel_encoder_layers < 0:
             raise ValueError(
                 f"VatexConfig: pixel_encoder_layers must not be negative, got {self.pixel_encoder_layers}."

@@ -194,6 +194,7 @@ class ClipsegForReferringSegmentation(RisPreTrainedModel):
         if labels is not None:
             output.loss = binary_cross_entropy(*self.at_loss_size(output.logits, labels, mode="nearest"))
             output.losses = {"cross_entropy": output.loss}
+            self.add_overlap_loss(output, labels)
         return output
 
 

@@ -302,6 +302,7 @@ class CrisForReferringSegmentation(RisPreTrainedModel):
         output.logits = self.refine(output.logits, fine, image_index)
         if labels is not None:
             output.loss, output.losses = self.compute_losses(output.logits, labels)
+            self.add_overlap_loss(output, labels)
         return output
 
     def compute_losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -215,6 +215,7 @@ class EavlForReferringSegmentation(RisPreTrainedModel):
         if labels is not None:
             output.loss = binary_cross_entropy(*self.at_loss_size(logits, labels))
             output.losses = {"cross_entropy": output.loss}
+            self.add_overlap_loss(output, labels)
         return output
 
 

@@ -243,9 +243,10 @@ class LavtForReferringSegmentation(RisPreTrainedModel):
             scores = enlarge(torch.stack([torch.zeros_like(foreground), foreground], 1), pixel_values.shape[-2:])
         output = RisOutput(logits=scores[:, 1] - scores[:, 0], query_logits=masks, query_scores=weights)
         if labels is not None:
-            scores, labels = self.at_loss_size(scores, labels, mode="nearest")
-            output.losses = {"cross_entropy": weighted_cross_entropy(scores, labels, self.config.loss_weights)}
-            output.loss = output.losses["cross_entropy"]
+            at_size = self.at_loss_size(scores, labels, mode="nearest")
+            output.loss = weighted_cross_entropy(*at_size, self.config.loss_weights)
+            output.losses = {"cross_entropy": output.loss}
+            self.add_overlap_loss(output, labels)
         return output
 
 

@@ -302,14 +302,14 @@ class LtsForReferringSegmentation(RisPreTrainedModel):
             logits = prior[:, -1]
         else:
             logits = self.mask(fused)[:, 0]
-        logits = self.refine(logits, fine, image_index)
-        losses = loss = None
+        output = RisOutput(logits=self.refine(logits, fine, image_index), prior_logits=prior)
         if labels is not None:
-            losses = self.losses(logits, prior, labels)
-            loss = losses["segmentation"]
-            if "location" in losses:
-                loss = loss + self.config.locating_loss_weight * losses["location"]
-        return RisOutput(loss=loss, losses=losses, logits=logits, prior_logits=prior)
+            output.losses = self.losses(output.logits, prior, labels)
+            output.loss = output.losses["segmentation"]
+            if "location" in output.losses:
+                output.loss = output.loss + self.config.locating_loss_weight * output.losses["location"]
+            self.add_overlap_loss(output, labels)
+        return output
 
     def losses(self, logits: Tensor, prior: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         """L_seg (Eq. 11) and, if it has a weight, L_loc (Eq. 12), the mean over the n response maps."""

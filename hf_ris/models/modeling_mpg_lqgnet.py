@@ -409,6 +409,7 @@ class MpgLqgnetForReferringSegmentation(RisPreTrainedModel):
             output.loss = output.losses["mask"]
             if "prior" in output.losses:
                 output.loss = output.loss + self.config.prior_loss_weight * output.losses["prior"]
+            self.add_overlap_loss(output, labels)
         return output
 
     def losses(self, scores: Tensor, priors: Tensor | None, labels: Tensor) -> dict[str, Tensor]:

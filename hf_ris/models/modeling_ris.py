@@ -26,7 +26,7 @@ from .input_checks import (
     rectangle_conditions,
     word_conditions,
 )
-from .losses import resize_labels
+from .losses import dice_loss, resize_labels
 from .pipeline_ris import TASK, ReferringImageSegmentationPipeline
 from .refinement import MaskRefinement, enlarge
 from .vision_encoders import Encoder, restore_buffers
@@ -196,6 +196,13 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
         if logits.ndim == 3:
             return enlarge(logits[:, None], size)[:, 0], labels.float()
         return enlarge(logits, size), labels.float()
+
+    def add_overlap_loss(self, output: RisOutput, labels: Tensor) -> None:
+        """The Dice loss of `output.logits`, if the config gives it a weight: into `loss`, and `losses` as `overlap`."""
+        if weight := self.config.overlap_loss_weight:
+            logits, labels = self.at_loss_size(output.logits, labels)
+            overlap = dice_loss(logits.flatten(1), labels.flatten(1)).mean()
+            output.loss, output.losses = output.loss + weight * overlap, output.losses | {"overlap": overlap}
 
     @property
     def architecture(self) -> str:

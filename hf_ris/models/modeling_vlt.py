@@ -243,6 +243,7 @@ class VltForReferringSegmentation(RisPreTrainedModel):
                 early = self.fused_mask(fused)[:, 0]
                 output.losses["fused"] = binary_cross_entropy(early, resize_labels(labels, early.shape[-2:]))
                 output.loss = output.loss + self.config.fused_loss_weight * output.losses["fused"]
+            self.add_overlap_loss(output, labels)
         return output
 
 
