@@ -233,9 +233,8 @@ class RisConfig(StrictConfig):
         refinement_dim: channels inside of it.
         loss_size: the mask's loss is taken at the size of the "logits", or at the "full" size of the labels on logits
             that are enlarged to it. The processor then enlarges logits too, and not probabilities.
-        overlap_loss_weight: of a Dice loss of the mask that is added to the paper's, at the same size. Cross-entropy
-            teaches how probable each pixel is, so of two likely objects a mask may show both; this one asks for the
-            greatest overlap. 0 leaves the loss as the paper has it.
+        overlap_loss_weight: of a Dice loss of the mask that is added to the paper's, at the same size. It counts by
+            expression, as mIoU does, where a mean over pixels hardly sees small objects. 0 leaves the paper's loss.
     """
 
     # transformers' Trainer hands all other outputs to `compute_metrics`: the logits alone
