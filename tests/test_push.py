@@ -1,5 +1,6 @@
 """What train/push.py sends, and the card it writes."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -172,6 +173,19 @@ def test_a_card_tells_what_the_training_started_from(weights, bases, licence):
     own = section(card, "This model")
     assert f"{facts['parameters']:,} parameters" in own and "above 0.4" in own and "`image_size: 128`" in own
     assert card.text.index("## This model") < card.text.index("## Use")
+
+
+@pytest.mark.parametrize("first, licence", [("scratch", "apache-2.0"), ("someone/lavt", "other")])
+def test_runs_that_followed_on_one_another_have_the_licence_of_the_first(first, licence):
+    facts, recipe, log = bundle_parts()
+    chain = [
+        {"folder": "one", "architecture": "lavt", "steps": 10, "seconds": 5, "recipe": copy.deepcopy(recipe)}
+        for _ in range(3)
+    ]
+    for run, weights in zip([*chain, {"recipe": recipe}], (first, *["outputs/one/best"] * 3)):
+        run["recipe"]["initialize"]["weights"] = weights
+    card = ModelCard(model_card("user/mine", facts | {"pretraining": chain}, recipe, log))
+    assert card.data.license == licence and ("random start" in section(card, "Licence")) is (first == "scratch")
 
 
 def test_a_cut_log_can_be_pushed(tmp_path):

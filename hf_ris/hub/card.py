@@ -72,7 +72,7 @@ def model_card(
     bases = _base_models(facts, recipe, model.get("encoders", []))
     if bases:
         card.data.base_model = bases
-    if _starts(facts, recipe) != ["scratch"]:  # others' terms hold on: the section tells whose
+    if _start(facts, recipe) != "scratch":  # others' terms hold on: the section tells whose
         card.data.license, card.data.license_name = "other", "see-licence-section"
     results = _eval_results(facts, validation)
     if results:
@@ -105,15 +105,15 @@ def _this_model(facts: dict[str, Any], model: dict[str, Any]) -> str:
     return f"\n{about}except here and under Measured and Training.\n\n" + "\n".join(lines) + "\n\n"
 
 
-def _starts(facts: dict[str, Any], recipe: dict[str, Any]) -> list[str]:
-    """`initialize.weights` of the runs that led here, the first one first."""
-    earlier = [one["recipe"] for one in facts["pretraining"] if "architecture" in one]
-    return [one["initialize"]["weights"] for one in [*earlier, recipe]][: len(earlier) or 1]
+def _start(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """`initialize.weights` of the first of the runs that led here; each other began where the one before it ended."""
+    runs = [*(one["recipe"] for one in facts["pretraining"] if "architecture" in one), recipe]
+    return runs[0]["initialize"]["weights"]
 
 
 def _base_models(facts: dict[str, Any], recipe: dict[str, Any], encoders: list[str]) -> list[str]:
     """Hub ids of the weights that the training started from."""
-    first = _starts(facts, recipe)[0]
+    first = _start(facts, recipe)
     if first == "encoders":
         return encoders
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", first) and not Path(first).exists() and not first.startswith("outputs/")
@@ -278,7 +278,7 @@ def _training(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
 
 
 def _licence(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
-    weights = _starts(facts, recipe)[0]
+    weights = _start(facts, recipe)
     start = {
         "scratch": "The weights, trained from a random start",
         "encoders": "The encoders started from public weights, which keep their authors' licence; all else",
