@@ -2,6 +2,7 @@
 test_models.py, the noun phrases in test_noun_phrase.py."""
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,8 @@ ABLATION = [
 ]
 # and whatever else changes the graph
 VARIANTS = {
+    "text encoder trained": {"train_text_encoder": True},
+    "text encoder trained, no prior": {"train_text_encoder": True, "clip_prior": False},
     "naive prompt": {"prior_prompt": "expression"},
     "resnet": {
         "vision_config": {
@@ -160,8 +163,14 @@ def test_every_row_trains(row):
     assert len(outputs.text_states) == (5 if model.config.cmd else 1)
     assert set(outputs.losses) == {"class", "mask", "dice"} | ({"mcc"} if model.config.mcc else set())
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    frozen = {name for name, _ in model.named_parameters() if name.startswith(("clip_image_encoder", "text_encoder"))}
-    assert silent == frozen
+    still = ["clip_image_encoder."]
+    if not model.config.train_text_encoder:
+        still.append("text_encoder.")
+    elif not model.config.clip_prior:
+        still.append("text_encoder.tower.text_projection")
+    assert silent == {name for name, _ in model.named_parameters() if name.startswith(tuple(still))}
+    listed = "|".join(model._keys_without_gradient)
+    assert silent == {name for name, _ in model.named_parameters() if re.search(listed, name)}
     assert losses[-1] < 0.9 * losses[0]
 
 

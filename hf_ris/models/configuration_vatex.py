@@ -54,6 +54,8 @@ class VatexConfig(RisConfig):
         sentence: mean over an expression's tokens, or their sum divided by the tokens of the whole batch.
         class_loss: each query's probability for itself, or two classes with a tenth of the weight on "no object" and a
             softmax over the queries at inference.
+        train_text_encoder: CLIP's text encoder learns too, unless a recipe freezes it. Ours, neither the paper's nor the
+            program's: a CLIP that knows neither "not" nor "second" never will, frozen.
     """
 
     model_type = "vatex"
@@ -90,6 +92,7 @@ class VatexConfig(RisConfig):
     prior_ffn: bool = False
     sentence: Literal["mean", "batch"] = "mean"
     class_loss: Literal["binary", "softmax"] = "binary"
+    train_text_encoder: bool = False
 
     @property
     def text_part(self) -> str | None:

@@ -16,7 +16,8 @@ and the image's side of every attention in CMD.
 
 Deviations and readings:
 - Words are CLIP's, after its last norm, start and end token among them, through one linear layer to C. CLIP runs
-  without gradient and always in eval mode, whatever the recipe says.
+  without gradient and always in eval mode, whatever the recipe says; `train_text_encoder` (ours) lets its text encoder
+  learn, by the words and by the prior's prompt.
 - Eq. 1: CLIP's token for the whole image is part of the vector; the image is squashed to 224x224. A ResNet of CLIP
   gives the prior as well, by its attention pool. "80 prompts": the mean of the sentences, which the cosine normalises.
 - The prior is added to the mean of the expression's words. Queries that begin alike would stay alike: learned positions
@@ -42,6 +43,7 @@ Deviations and readings:
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar, NamedTuple
 
@@ -346,6 +348,10 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
         dim, side = config.hidden_dim, config.clip_image_size
         self.vision_encoder = self.build_vision_encoder(config)
         self.text_encoder = ClipTextEncoder(config.clip_config)
+        if config.train_text_encoder:
+            self._keys_without_gradient = [r"^clip_image_encoder\."]
+            if not config.clip_prior:  # then none reads a sentence
+                self._keys_without_gradient.append(r"^text_encoder\.tower\.text_projection$")
         if config.max_text_length > self.text_encoder.max_length:
             raise ValueError(
                 f"max_text_length is {config.max_text_length}, but CLIP's text encoder has "
@@ -420,15 +426,17 @@ class VatexForReferringSegmentation(RisPreTrainedModel):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) ids and 0/1 mask -> f_w (N, L, C): CLIP's words, projected."""
-        with torch.no_grad():
-            words, _ = self.text_encoder(input_ids, attention_mask)
-        return self.text_projection(words)
+        return self.text_projection(self.read_with_clip(input_ids, attention_mask)[0])
 
     def encode_prompts(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """(N, P, L) ids and 0/1 mask -> F_text (N, E), the mean over the prompts."""
-        with torch.no_grad():
-            _, sentences = self.text_encoder(prompt_ids.flatten(0, 1), prompt_mask.long().flatten(0, 1))
+        _, sentences = self.read_with_clip(prompt_ids.flatten(0, 1), prompt_mask.long().flatten(0, 1))
         return sentences.unflatten(0, prompt_ids.shape[:2]).mean(1)
+
+    def read_with_clip(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L) ids and 0/1 mask -> CLIP's words (N, L, W) and sentences (N, E), as a rule without gradient."""
+        with nullcontext() if self.config.train_text_encoder else torch.no_grad():
+            return self.text_encoder(input_ids, attention_mask)
 
     def clip_heatmap(self, clip_pixel_values: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> Tensor:
         """Cosines (N, h, w) of Eq. 1 for one image each, at any size: 960x960 gives 60x60 with patches of 16.
