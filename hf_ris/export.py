@@ -56,12 +56,8 @@ class LogitsOf(nn.Module):
         return self.model(pixel_values, input_ids, attention_mask, image_index, **prior).logits
 
 
-class ClipLogitsOf(nn.Module):
-    """A video model whose output is its logits alone."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
+class ClipLogitsOf(LogitsOf):
+    """A video model whose output is its logits alone; the inputs of an exported program bear these names."""
 
     def forward(
         self,
@@ -73,10 +69,9 @@ class ClipLogitsOf(nn.Module):
         prompt_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
     ) -> Tensor:
-        """The last three are for a model with VATEX's prior."""
-        prior = {"clip_pixel_values": clip_pixel_values, "prompt_ids": prompt_ids, "prompt_mask": prompt_mask}
-        prior = {name: value for name, value in prior.items() if value is not None}
-        return self.model(pixel_values_videos, input_ids, attention_mask, video_index, **prior).logits
+        """As `LogitsOf`, in the same order."""
+        prior = (clip_pixel_values, prompt_ids, prompt_mask)
+        return super().forward(pixel_values_videos, input_ids, attention_mask, video_index, *prior)
 
 
 def takes_clips(model: nn.Module) -> bool:
