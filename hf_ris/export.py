@@ -116,6 +116,7 @@ def _of_clips(config, inputs: dict[str, Tensor], frames: int | None) -> dict[str
     return clips
 
 
+@torch.no_grad()
 def trace(
     model: nn.Module, size: tuple[int, int] | None = None, frames: int | None = None
 ) -> torch.export.ExportedProgram:
@@ -130,6 +131,7 @@ def trace(
     return torch.export.export(logits, (), inputs, dynamic_shapes=axes)
 
 
+@torch.no_grad()  # as traced: with a mask that has a gradient (Swin's), attention is another operator with other strides
 def write(program: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """Save a program in the format of the file's name; `names` are those of its inputs."""
     if path.suffix == ".pt2":
