@@ -131,7 +131,8 @@ def trace(
     return torch.export.export(logits, (), inputs, dynamic_shapes=axes)
 
 
-@torch.no_grad()  # as traced: with a mask that has a gradient (Swin's), attention is another operator with other strides
+# Without gradient, as traced: with a mask that has one (Swin's), attention is another operator with other strides.
+@torch.no_grad()
 def write(program: torch.export.ExportedProgram, names: list[str], path: Path) -> None:
     """Save a program in the format of the file's name; `names` are those of its inputs."""
     if path.suffix == ".pt2":

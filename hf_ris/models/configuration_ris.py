@@ -254,7 +254,8 @@ class RisConfig(StrictConfig):
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.overlap_loss_weight < float("inf"):
             raise ValueError(
-                f"{type(self).__name__}: overlap_loss_weight must be at least 0 and finite, got {self.overlap_loss_weight}."
+                f"{type(self).__name__}: overlap_loss_weight must be at least 0 and finite, got "
+                f"{self.overlap_loss_weight}."
             )
 
     @property

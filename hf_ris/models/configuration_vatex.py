@@ -54,7 +54,7 @@ class VatexConfig(RisConfig):
         sentence: mean over an expression's tokens, or their sum divided by the tokens of the whole batch.
         class_loss: each query's probability for itself, or two classes with a tenth of the weight on "no object" and a
             softmax over the queries at inference.
-        train_text_encoder: CLIP's text encoder learns too, unless a recipe freezes it. Ours, neither the paper's nor the
+        train_text_encoder: CLIP's text encoder learns too, unless a recipe freezes it. Ours, not the paper's or the
             program's: a CLIP that knows neither "not" nor "second" never will, frozen.
     """
 
