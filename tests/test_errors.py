@@ -95,7 +95,9 @@ def test_kinds_go_by_the_rarest():
         "third fish from the left": "ordinal",
         "cup nearest the top": "location",
         "a hat that is to the left of the striped fish": "relation",
-        "the one next to the moon": "relation",
+        "the one next to the moon": "proximity",
+        "chair nearest to the car that is not red": "proximity",
+        "man near the door": "proximity",
         "boat in the top left corner of the image": "location",
     }
     assert {text: expression_kind(text) for text in kinds} == kinds

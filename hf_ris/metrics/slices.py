@@ -47,6 +47,10 @@ _RELATION = re.compile(
     r"(?:picture|image|photo|frame|scene|screen|left|right|top|bottom|middle|center|edge|corner)\b)"
 )
 
+# Of relations, those of distance. "left of" mostly falls to whichever of the things named lies furthest left; to be next
+# to something is known of none of them until that other thing is found.
+_PROXIMITY = _words(r"besides?|next to|near(?:est|er)?(?: to)?|close(?:st|r)? to")
+
 # What is seen in several frames only: verbs in the third person or in -ing, and words of speed, path and rest.
 _VERBS = (
     "mov|walk|runn|jump|driv|rid|fly|swimm|turn|spinn|rotat|roll|fall|ris|climb|enter|leav|com|go|stopp|start|bounc|"
@@ -62,7 +66,7 @@ _MOTION = _words(
 )
 
 
-KINDS = ("ordinal", "relation", "negation", "location", "look")
+KINDS = ("ordinal", "proximity", "relation", "negation", "location", "look")
 
 
 def has_location_word(text: str) -> bool:
@@ -86,9 +90,14 @@ def has_relation(text: str) -> bool:
     return _RELATION.search(text.lower()) is not None
 
 
+def has_proximity(text: str) -> bool:
+    """Whether that relation is one of distance: "next to", "beside", "near", "closest to"."""
+    return has_relation(text) and _PROXIMITY.search(text.lower()) is not None
+
+
 def expression_kind(text: str) -> str:
-    """The first of `KINDS` that `text` is; "look" is what is none of the others."""
-    says = has_ordinal, has_relation, has_negation, has_location_word
+    """The first of `KINDS` that `text` is; "look" is what is none of the others, and "relation" no proximity."""
+    says = has_ordinal, has_proximity, has_relation, has_negation, has_location_word
     return next((kind for kind, of_kind in zip(KINDS, says) if of_kind(text)), KINDS[-1])
 
 
