@@ -1,0 +1,72 @@
+"""Expressions of RefScenes that hinge on a second thing, with that thing told: "the star next to the green car".
+
+For training alone. A row of the benchmark says what an expression refers to, not how one gets there; here it is also
+known which object is the landmark (the green car) and which ones are candidates (all stars but a landmark).
+"""
+
+from typing import NamedTuple
+
+from pycocotools import mask as coco_mask
+
+from .layout import Stream
+from .scenes import RefScenes, _look, encode_owners
+from .sentences import _BESIDE, Claim, Kind, World, _anchor, _settle
+
+
+# What the candidates have in common. Any "thing" is as likely as all kinds in RefScenes' own expressions are rare: there
+# are many candidates then, so that nothing but the landmark says which one is meant.
+_HEADS: tuple[tuple[Kind, float], ...] = (
+    ((), 40),
+    (("category",), 25),
+    (("colour",), 20),
+    (("texture",), 10),
+    (("size",), 5),
+)
+_WAYS = (("closest", 16), ("next", 12), ("left", 2), ("right", 2), ("top", 2), ("bottom", 2))
+_PER_OBJECT = 2
+_TRIES = 25
+
+
+class ByLandmark(NamedTuple):
+    """An expression and indices into a row's `objects`: what it refers to, the landmark, and at least two candidates,
+    of which the target is one."""
+
+    text: str
+    target: int
+    landmark: int
+    candidates: tuple[int, ...]
+
+
+def by_landmark(scenes: RefScenes, index: int) -> list[ByLandmark]:
+    """Expressions for row `index` of `scenes`, up to two for each object; the same whenever asked."""
+    items, plan = scenes._lay_out(index)
+    encoded = encode_owners(plan, len(items))
+    world = World(_look(items, plan, coco_mask.toBbox(encoded).tolist()), Stream(*scenes._key(index), "landmarks"))
+    said: dict[str, ByLandmark] = {}
+    for k in range(world.n):
+        wanted = len(said) + _PER_OBJECT
+        for _ in range(_TRIES):
+            made = _relate(world, k)
+            if made is not None:
+                said.setdefault(made.text, made)
+            if len(said) == wanted:
+                break
+    return list(said.values())
+
+
+def _relate(world: World, k: int) -> ByLandmark | None:
+    rng = world.rng
+    kind = rng.weighted(_HEADS)
+    anchored = _anchor(world, k)
+    if anchored is None or not world.sayable(k, kind):
+        return None
+    (landmark, name), head = anchored, world.like(k, kind)
+    candidates = head.but_not(Claim(1 << landmark, 0))
+    how = rng.weighted(_WAYS)
+    if head.maybe or candidates.yes.bit_count() < 2 or not world.plainly(how, k, landmark):
+        return None
+    link = " that is " if rng.chance(15) else " "
+    text = world.article(f"{world.noun_phrase(k, kind)}{link}{rng.pick(_BESIDE[how])} {name}")
+    if _settle(text, world.beside(how, head, landmark), k) is None:
+        return None
+    return ByLandmark(text, k, landmark, tuple(j for j in range(world.n) if candidates.yes >> j & 1))

@@ -1,0 +1,211 @@
+"""Teach a model relations by their landmarks: "the cup next to the blue fish" means looking for the fish first.
+
+An architecture trained on masks alone learns "left of" and "above", since among the cups it is nearly always the
+leftmost or topmost one that is meant, but stays near chance with "next to" and "closest to": nothing tells it that it
+should have looked for the fish. Here linear heads on maps inside the model also say, for such expressions, where the
+landmark is and where the candidates are (the cups). With that at hand, the mask's own loss teaches the rest. The heads
+serve training alone and are thrown away.
+
+    python train/pretrain_landmarks.py --recipe finer_masks --out outputs/vlt-landmarks \\
+        initialize.weights=space/checkpoints/vlt-refscenes model.overlap_loss_weight=0.4
+
+writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scenes are those of RefScenes' `train`
+split, `data.size` of them, drawn as they are needed; each gives up to two expressions of the kind above
+(`hf_ris.data.refscenes.landmarks`) and up to `data.max_expressions` of its own. To see that it works, in seconds:
+--steps 20 data.size=16. Of the recipe all that tells model and processor matters beside these, and
+data.validation_size and training.seed. The folder also has log.jsonl and pretraining.json (arguments, versions,
+hardware, seconds, and of the validation split's expressions with a landmark how often the right object is found, the
+landmark taken for it, and how often a blind choice among the candidates is right).
+"""
+
+import argparse
+import math
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_ris.data.collator import RisCollator
+from hf_ris.data.refscenes.landmarks import by_landmark
+from hf_ris.data.refscenes.scenes import NAMES, RefScenes
+from hf_ris.data.schema import decode_mask
+from hf_ris.training.build import build_model
+from hf_ris.training.order import StepBatches, seed_of
+from hf_ris.training.pretraining.run import Run, by_dimensions, options_parser, run
+from hf_ris.training.recipe import load_recipe
+
+
+# Modules that hold an expression's pixels, as maps (N, C, h, w) or as square grids (N, h w, C); of a tuple the first.
+PIXELS = {
+    "lts": ("fusion", "segmentation.aspp"),
+    "vlt": ("project", "transformer.encoder_norm"),
+    "eavl": ("neck", "decoder.layers.0"),
+    "cris": ("neck", "decoder.layers.0"),
+    "segvlm": ("neck", "decoder.layers.0"),
+    "lavt": ("fusions.1", "fusions.2", "decoder.levels.1"),
+    "mpg_lqgnet": ("fusions.1", "fusions.2", "pixel_decoder.levels.1"),
+    "vatex": ("cmd.attentions.1", "cmd.attentions.2"),
+}
+# Modules that hold queries (N, Q, C) about an expression: their mean gives a map of this side.
+QUERIES = {"vlt": ("transformer.decoder.0",)}
+QUERY_SIDE = 8
+BY_LANDMARK = 2  # expressions of an image in a step
+
+
+class LandmarkScenes:
+    """Scenes of a RefScenes split by index -> the model's inputs, and what is known of the N expressions.
+
+    Args:
+        related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
+    """
+
+    def __init__(self, name: str, split: str, processor, related: int | None, others: int | None):
+        self.scenes, self.collate = RefScenes(name, split), RisCollator(processor)
+        self.related, self.others = related, others
+
+    def __call__(self, indices: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, list[dict]]:
+        """-> inputs; which expressions have a landmark (N,), M of them; (M, 2, S, S), the landmark and the candidates
+        in [0, 1]; and of each of the M its `masks` (K, S, S) of the scene's objects, `target` and `landmark`."""
+        rng, rows, known = np.random.default_rng(seed), [], []
+        for index in indices:
+            row, by = self.scenes[index], by_landmark(self.scenes, index)
+            by = [by[place] for place in _some(rng, len(by), self.related)]
+            said = [row["expressions"][place] for place in _some(rng, len(row["expressions"]), self.others)]
+            rows.append(
+                row | {"expressions": [{"text": one.text, "object_indices": [one.target]} for one in by] + said}
+            )
+            masks = torch.from_numpy(np.stack([decode_mask(thing["mask"]) for thing in row["objects"]])).float()
+            known += [{"masks": masks, **one._asdict()} for one in by] + [None] * len(said)
+        inputs = self.collate(rows)
+        related = [one for one in known if one is not None]
+        maps = [
+            torch.stack([one["masks"][one["landmark"]], one["masks"][list(one["candidates"])].sum(0)])
+            for one in related
+        ]
+        return inputs, torch.tensor([one is not None for one in known]), torch.stack(maps), related
+
+
+def _some(rng: np.random.Generator, count: int, wanted: int | None) -> list[int]:
+    return rng.permutation(count)[:wanted].tolist()
+
+
+class LandmarkHeads(nn.Module):
+    """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are."""
+
+    def __init__(self, model, architecture: str):
+        super().__init__()
+        self.outputs: dict[str, Tensor] = {}
+        self.pixels, self.queries = PIXELS[architecture], QUERIES.get(architecture, ())
+        self.hooks = [
+            model.get_submodule(name).register_forward_hook(self.keep(name)) for name in self.pixels + self.queries
+        ]
+        self.heads = nn.ModuleList(
+            [nn.LazyLinear(2) for _ in self.pixels] + [nn.LazyLinear(2 * QUERY_SIDE**2) for _ in self.queries]
+        )
+
+    def keep(self, name: str):
+        def hook(module: nn.Module, inputs: tuple, output) -> None:
+            self.outputs[name] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    def forward(self, related: Tensor, wanted: Tensor) -> Tensor:
+        """What the last pass of the model left, the expressions that count (N,) bool, (M, 2, S, S) -> a loss.
+
+        The sum over modules and the two maps of the mean binary cross-entropy.
+        """
+        loss = wanted.new_zeros(())
+        for name, head in zip(self.pixels + self.queries, self.heads, strict=True):
+            output = self.outputs[name][related]
+            if name in self.queries:
+                logits = head(output).mean(1).unflatten(1, (2, QUERY_SIDE, QUERY_SIDE))
+            elif output.ndim == 4:
+                logits = head(output.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            else:
+                side = math.isqrt(output.shape[1])
+                logits = head(output).transpose(1, 2).unflatten(2, (side, side))
+            share = F.adaptive_avg_pool2d(wanted, logits.shape[-2:])
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits.float(), share)
+        return loss
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def measure(model, scenes: LandmarkScenes, size: int, bf16: bool) -> dict[str, float]:
+    """Shares of the expressions with a landmark: see the head of this file."""
+    model.eval()
+    right, landmark, chance = [], [], []
+    for start in range(0, size, 10):
+        inputs, related, _, known = scenes(list(range(start, min(start + 10, size))), 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+        for score, one in zip(logits[related].float().sigmoid(), known, strict=True):
+            shares = F.adaptive_avg_pool2d(one["masks"][None], score.shape)[0]
+            taken = int(((shares * score).sum((1, 2)) / shares.sum((1, 2))).argmax())
+            right.append(taken == one["target"])
+            landmark.append(taken == one["landmark"])
+            chance.append(1 / len(one["candidates"]))
+    model.train()
+    figures = {"right_object": right, "landmark_taken": landmark, "chance": chance}
+    return {name: float(np.mean(values)) for name, values in figures.items()}
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    recipe = load_recipe(options.recipe, options.overrides)
+    data, seed = recipe.data, recipe.training.seed
+    if recipe.initialize.weights in ("scratch", "encoders"):
+        raise ValueError("initialize.weights is to name a checkpoint: relations come after looks and places.")
+    if data.name not in NAMES:
+        raise ValueError(f"data.name is to be one of {', '.join(NAMES)}: of {data.name} no landmarks are known.")
+    set_seed(seed)
+    model, processor = build_model(recipe, [])
+    architecture = model.config.model_type
+    if architecture not in PIXELS:
+        raise ValueError(
+            f"Landmarks can be shown to {', '.join(PIXELS)}, but {recipe.initialize.weights} is {architecture}."
+        )
+    if recipe.training.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    train = LandmarkScenes(data.name, data.split, processor, BY_LANDMARK, data.max_expressions)
+    val = LandmarkScenes(data.name, data.validation_split, processor, None, 0)
+    heads, length = LandmarkHeads(model, architecture), data.size or 20_000
+    with torch.no_grad():  # the lazy heads see how wide their maps are
+        inputs, related, wanted, _ = train(list(range(8)), seed)
+        model.eval()(**inputs)
+        heads(related, wanted)
+    parts = by_dimensions([p for p in [*model.parameters(), *heads.parameters()] if p.requires_grad])
+    work = Run(
+        options,
+        seed,
+        [model, heads],
+        *parts,
+        warmup_steps=50,
+        log_every=50,
+        measure=lambda: measure(model, val, data.validation_size or 100, options.bf16),
+    )
+    model.train()
+    for keys in work.seeded(StepBatches(length, options.batch_size, seed, work.steps, options.steps)):
+        inputs, related, wanted, _ = train([index for _, index in keys], seed_of(seed, work.steps))
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss = model(**inputs).loss
+            hints = heads(related, wanted)
+        work.step(loss + options.weight * hints, shown=loss)
+    heads.remove()
+    model.save_pretrained(options.out)
+    processor.save_pretrained(options.out)
+    work.write(scenes=length, weight=options.weight)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = options_parser(__doc__, steps=3000, batch_size=8, learning_rate=1e-3, evaluate_every=500)
+    parser.add_argument("--weight", type=float, default=1.0, help="of the heads' loss beside the model's own")
+    run(pretrain, parser, arguments)
+
+
+if __name__ == "__main__":
+    main()
