@@ -47,10 +47,6 @@ _RELATION = re.compile(
     r"(?:picture|image|photo|frame|scene|screen|left|right|top|bottom|middle|center|edge|corner)\b)"
 )
 
-# Of relations, those of distance. "left of" mostly falls to whichever of the things named lies furthest left; to be next
-# to something is known of none of them until that other thing is found.
-_PROXIMITY = _words(r"besides?|next to|near(?:est|er)?(?: to)?|close(?:st|r)? to")
-
 # What is seen in several frames only: verbs in the third person or in -ing, and words of speed, path and rest.
 _VERBS = (
     "mov|walk|runn|jump|driv|rid|fly|swimm|turn|spinn|rotat|roll|fall|ris|climb|enter|leav|com|go|stopp|start|bounc|"
@@ -91,8 +87,13 @@ def has_relation(text: str) -> bool:
 
 
 def has_proximity(text: str) -> bool:
-    """Whether that relation is one of distance: "next to", "beside", "near", "closest to"."""
-    return has_relation(text) and _PROXIMITY.search(text.lower()) is not None
+    """Whether such a relation is one of distance: "next to", "beside", "near", "closest to".
+
+    Of the others most are true of whichever of the things named lies furthest left (right, above, below), so that one
+    can do without the second thing; of what is next to it nothing is known until that is found.
+    """
+    found = (match[0] for match in _RELATION.finditer(text.lower()))
+    return any(relation.startswith(("beside", "next", "near", "clos")) for relation in found)
 
 
 def expression_kind(text: str) -> str:

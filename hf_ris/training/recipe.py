@@ -82,8 +82,8 @@ class DataRecipe:
     unit: what an epoch passes over once: every `image` with up to `max_expressions` of its expressions (None: all), or
         every `reference` (an image with the expressions of one referred object), or every `expression`, as a paper
         counts.
-    emphasis: by kind of expression (`ordinal`, `proximity`, `relation`, `negation`, `location`, `look`), how many times as
-        often as 1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1.
+    emphasis: by kind of expression (`ordinal`, `proximity`, `relation`, `negation`, `location`, `look`), how many times
+        as often as 1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
     augment: of "flip" and "color".
     """

@@ -13,8 +13,8 @@ from .scenes import RefScenes, _look, encode_owners
 from .sentences import _BESIDE, Claim, Kind, World, _anchor, _settle
 
 
-# What the candidates have in common. Any "thing" is as likely as all kinds in RefScenes' own expressions are rare: there
-# are many candidates then, so that nothing but the landmark says which one is meant.
+# What the candidates have in common; often nothing, which RefScenes itself seldom says ("the thing next to the cup"):
+# then they are many, and only the landmark tells which one is meant.
 _HEADS: tuple[tuple[Kind, float], ...] = (
     ((), 40),
     (("category",), 25),

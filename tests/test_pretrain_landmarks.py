@@ -1,0 +1,94 @@
+"""Relations taught by landmarks: what is known of an expression, where a model is told of it, and what a run leaves."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForImageSegmentation
+
+from hf_ris.data import decode_mask
+from hf_ris.data.refscenes.checker import look, true_of
+from hf_ris.data.refscenes.landmarks import by_landmark
+from hf_ris.data.refscenes.scenes import RefScenes
+from hf_ris.metrics.slices import has_relation
+from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, main
+
+
+BUNDLE = ROOT / "space" / "checkpoints" / "lts-refscenes"
+VIDEO = ROOT / "space" / "checkpoints" / "vatex_video-refscenes"
+NAMES = "left of|right of|above|over|below|under|closest to|nearest to|next to|beside"
+
+
+def test_an_independent_judge_agrees_with_target_landmark_and_candidates():
+    scenes, judged = RefScenes("refscenes", "train"), 0
+    for index in range(6):
+        row = scenes[index]
+        things = look(np.asarray(row["image"]), [decode_mask(thing["mask"]) for thing in row["objects"]])
+        said = by_landmark(scenes, index)
+        assert said == by_landmark(scenes, index) and len({one.text for one in said}) == len(said)
+        for one in said:
+            head, landmark = re.fullmatch(rf"(.+?)(?: that is)?(?: to the)? (?:{NAMES}) (the .+)", one.text).groups()
+            assert has_relation(one.text) and true_of(one.text, things) == {one.target}
+            assert true_of(landmark, things) == {one.landmark}
+            assert true_of(head, things) - {one.landmark} == set(one.candidates)
+            assert one.target in one.candidates and len(one.candidates) > 1
+            judged += 1
+    assert judged > 20
+
+
+def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
+    processor = tiny_trio("lts")[1]
+    inputs, related, wanted, known = LandmarkScenes("refscenes", "train", processor, 2, 3)([0, 5], 1)
+    assert related.shape == inputs["image_index"].shape == (10,) and related.tolist() == ([True] * 2 + [False] * 3) * 2
+    assert wanted.shape == (4, 2, 128, 128) and wanted.unique().tolist() == [0, 1]
+    for maps, label, one in zip(wanted, inputs["labels"][related], known, strict=True):
+        assert maps[0].equal(one["masks"][one["landmark"]])
+        target = one["masks"][one["target"]]
+        assert (maps[1] >= target).all() and not (maps[0] * target).any()
+        assert torch.nn.functional.adaptive_avg_pool2d(target[None], label.shape)[0].sub(label).abs().max() < 0.6
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_every_place_learns_from_its_head(name, tiny_trio):
+    model, processor = tiny_trio(name, fresh=True)
+    heads = LandmarkHeads(model, name)
+    inputs, related, wanted, _ = LandmarkScenes("refscenes", "train", processor, 2, 1)([0, 1], 1)
+    model.train()(**inputs)
+    loss = heads(related, wanted)
+    reached = torch.autograd.grad(loss, list(heads.outputs.values()))
+    assert loss > 0 and all(gradient.any() for gradient in reached)
+    alone = heads(related & (torch.arange(len(related)) == 0), wanted[:1])
+    assert not alone.equal(loss)
+    heads.remove()
+    heads.outputs.clear()
+    model(**inputs)
+    assert not heads.outputs
+
+
+def test_a_run_leaves_a_checkpoint_of_the_same_model(tmp_path):
+    options = ["--recipe", "finer_masks", "--steps", "2", "--batch-size", "2", "--no-bf16"]
+    sizes = ["data.size=4", "data.validation_size=3", "data.max_expressions=2", f"initialize.weights={BUNDLE}"]
+    main([*options, "--out", str(tmp_path), *sizes])
+    told = json.loads((tmp_path / "pretraining.json").read_text())
+    assert told["steps"] == 2 and told["scenes"] == 4 and told["weight"] == 1
+    assert 0.2 < told["chance"] < 0.5 and told["right_object"] + told["landmark_taken"] <= 1
+    before = AutoModelForImageSegmentation.from_pretrained(BUNDLE).state_dict()
+    after = AutoModelForImageSegmentation.from_pretrained(tmp_path).state_dict()
+    assert after.keys() == before.keys() and any(not value.equal(before[key]) for key, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("lts/refscenes", [], "initialize.weights is to name a checkpoint"),
+        ("finer_masks", [f"initialize.weights={BUNDLE}", "data.name=elsewhere"], "of elsewhere no landmarks are known"),
+        ("vatex_video/refscenes_video", ["data.name=refscenes", f"initialize.weights={VIDEO}"], "is vatex_video"),
+    ],
+)
+def test_what_has_no_landmarks_is_said(recipe, overrides, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--recipe", recipe, "--out", str(tmp_path), *overrides])
+    assert message in capsys.readouterr().err
