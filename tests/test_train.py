@@ -124,6 +124,8 @@ def test_emphasis_is_of_kinds_that_are_known():
     recipe = load_recipe(LTS, ["data.emphasis={relation: 2, ordinal: 3.5}"])
     texts = "second cup", "cup above the hat", "red cup"
     assert [weight(recipe.data.emphasis, text) for text in texts] == [3.5, 2, 1]
+    assert weight({"relation": 2}, "cup next to the star") == 2 and weight({}, "cup next to the star") == 1
+    assert weight({"relation": 2, "proximity": 4}, "cup next to the star") == 4
     for wrong in ("{funny: 2}", "{relation: 0}", "{relation: often}"):
         with pytest.raises(ValueError, match="data.emphasis takes kinds"):
             load_recipe(LTS, [f"data.emphasis={wrong}"])

@@ -167,8 +167,11 @@ def set_apart(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def weight(emphasis: dict[str, float], text: str) -> float:
-    """Of a text by its kind; 1 for a kind that `emphasis` leaves out."""
-    return emphasis.get(expression_kind(text), 1.0)
+    """Of a text by its kind; for a kind that `emphasis` leaves out 1, and for proximity that of relations."""
+    kind = expression_kind(text)
+    if kind == "proximity" and kind not in emphasis:
+        kind = "relation"
+    return emphasis.get(kind, 1.0)
 
 
 def build_tokenizer(recipe: ProcessorRecipe, dataset: Corpus):

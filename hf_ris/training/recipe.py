@@ -83,7 +83,8 @@ class DataRecipe:
         every `reference` (an image with the expressions of one referred object), or every `expression`, as a paper
         counts.
     emphasis: by kind of expression (`ordinal`, `proximity`, `relation`, `negation`, `location`, `look`), how many times
-        as often as 1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1.
+        as often as 1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1,
+        proximity the number of the other relations.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
     augment: of "flip" and "color".
     """
