@@ -136,7 +136,7 @@ python train/pretrain_vision.py --recipe train/recipes/lavt/refscenes.yaml --ste
 python train/pretrain_clip.py --recipe train/recipes/cris/refscenes.yaml --out outputs/clip-refscenes
 python train/pretrain_regions.py --recipe train/recipes/vlt/refscenes.yaml --out outputs/vlt-regions
 python train/pretrain_motion.py --recipe vatex_video/refscenes_video --out outputs/vatex_video-motion
-python train/pretrain_landmarks.py --recipe finer_masks --out outputs/lts-landmarks initialize.weights=outputs/lts-refscenes
+python train/pretrain_landmarks.py --recipe finer_masks --out outputs/landmarks initialize.weights=outputs/lts
 python -m hf_ris.conversion lavt CHECKPOINT.pth OUT_DIR
 """.split("\n")[1:-1]
 
