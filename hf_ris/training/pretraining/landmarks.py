@@ -11,15 +11,17 @@ serve training alone and are thrown away.
 
 writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scenes are those of RefScenes' `train`
 split, `data.size` of them, drawn as they are needed; each gives up to two expressions of the kind above
-(`hf_ris.data.refscenes.landmarks`) and up to `data.max_expressions` of its own. To see that it works, in seconds:
---steps 20 data.size=16. Of the recipe all that tells model and processor matters beside these, and
-data.validation_size and training.seed. The folder also has log.jsonl and pretraining.json (arguments, versions,
+(`hf_ris.data.refscenes.landmarks`) and up to `data.max_expressions` of its own, drawn by `data.emphasis`. To see that
+it works, in seconds: --steps 20 data.size=16. Of the recipe all that tells model and processor matters beside these,
+and data.validation_size and training.seed. The folder also has log.jsonl and pretraining.json (arguments, versions,
 hardware, seconds, and of the validation split's expressions with a landmark how often the right object is found, the
 landmark taken for it, and how often a blind choice among the candidates is right).
 """
 
 import argparse
 import math
+import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +33,8 @@ from hf_ris.data.collator import RisCollator
 from hf_ris.data.refscenes.landmarks import by_landmark
 from hf_ris.data.refscenes.scenes import NAMES, RefScenes
 from hf_ris.data.schema import decode_mask
-from hf_ris.training.build import build_model
+from hf_ris.data.transforms import sample_expressions
+from hf_ris.training.build import build_model, weight
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.pretraining.run import Run, by_dimensions, options_parser, run
 from hf_ris.training.recipe import load_recipe
@@ -59,20 +62,25 @@ class LandmarkScenes:
 
     Args:
         related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
+        emphasis: of a recipe's data, for the scene's own.
     """
 
-    def __init__(self, name: str, split: str, processor, related: int | None, others: int | None):
+    def __init__(
+        self, name: str, split: str, processor, related: int | None, others: int | None, emphasis: dict[str, float]
+    ):
         self.scenes, self.collate = RefScenes(name, split), RisCollator(processor)
-        self.related, self.others = related, others
+        self.related, self.others, self.weigh = related, others, partial(weight, emphasis)
 
     def __call__(self, indices: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, list[dict]]:
         """-> inputs; which expressions have a landmark (N,), M of them; (M, 2, S, S), the landmark and the candidates
         in [0, 1]; and of each of the M its `masks` (K, S, S) of the scene's objects, `target` and `landmark`."""
-        rng, rows, known = np.random.default_rng(seed), [], []
+        rng, rows, known = random.Random(seed), [], []
         for index in indices:
             row, by = self.scenes[index], by_landmark(self.scenes, index)
-            by = [by[place] for place in _some(rng, len(by), self.related)]
-            said = [row["expressions"][place] for place in _some(rng, len(row["expressions"]), self.others)]
+            by = rng.sample(by, len(by) if self.related is None else min(len(by), self.related))
+            said = row["expressions"] if self.others is None else []
+            if self.others:
+                said = sample_expressions(row, self.others, rng, self.weigh)["expressions"]
             rows.append(
                 row | {"expressions": [{"text": one.text, "object_indices": [one.target]} for one in by] + said}
             )
@@ -85,10 +93,6 @@ class LandmarkScenes:
             for one in related
         ]
         return inputs, torch.tensor([one is not None for one in known]), torch.stack(maps), related
-
-
-def _some(rng: np.random.Generator, count: int, wanted: int | None) -> list[int]:
-    return rng.permutation(count)[:wanted].tolist()
 
 
 class LandmarkHeads(nn.Module):
@@ -171,8 +175,8 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     if recipe.training.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    train = LandmarkScenes(data.name, data.split, processor, BY_LANDMARK, data.max_expressions)
-    val = LandmarkScenes(data.name, data.validation_split, processor, None, 0)
+    train = LandmarkScenes(data.name, data.split, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
+    val = LandmarkScenes(data.name, data.validation_split, processor, None, 0, {})
     heads, length = LandmarkHeads(model, architecture), data.size or 20_000
     with torch.no_grad():  # the lazy heads see how wide their maps are
         inputs, related, wanted, _ = train(list(range(8)), seed)
