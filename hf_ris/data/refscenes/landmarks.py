@@ -6,11 +6,9 @@ known which object is the landmark (the green car) and which ones are candidates
 
 from typing import NamedTuple
 
-from pycocotools import mask as coco_mask
-
 from .layout import Stream
-from .scenes import RefScenes, _look, encode_owners
-from .sentences import _BESIDE, Claim, Kind, World, _anchor, _settle
+from .scenes import VERSION, RefScenes
+from .sentences import BESIDE, Claim, Kind, World, pick_anchor, settle
 
 
 # What the candidates have in common; often nothing, which RefScenes itself seldom says ("the thing next to the cup"):
@@ -39,9 +37,7 @@ class ByLandmark(NamedTuple):
 
 def by_landmark(scenes: RefScenes, index: int) -> list[ByLandmark]:
     """Expressions for row `index` of `scenes`, up to two for each object; the same whenever asked."""
-    items, plan = scenes._lay_out(index)
-    encoded = encode_owners(plan, len(items))
-    world = World(_look(items, plan, coco_mask.toBbox(encoded).tolist()), Stream(*scenes._key(index), "landmarks"))
+    world = World(scenes.seen(index), Stream(VERSION, scenes.family, scenes.split, index, "landmarks"))
     said: dict[str, ByLandmark] = {}
     for k in range(world.n):
         wanted = len(said) + _PER_OBJECT
@@ -57,7 +53,7 @@ def by_landmark(scenes: RefScenes, index: int) -> list[ByLandmark]:
 def _relate(world: World, k: int) -> ByLandmark | None:
     rng = world.rng
     kind = rng.weighted(_HEADS)
-    anchored = _anchor(world, k)
+    anchored = pick_anchor(world, k)
     if anchored is None or not world.sayable(k, kind):
         return None
     (landmark, name), head = anchored, world.like(k, kind)
@@ -66,7 +62,7 @@ def _relate(world: World, k: int) -> ByLandmark | None:
     if head.maybe or candidates.yes.bit_count() < 2 or not world.plainly(how, k, landmark):
         return None
     link = " that is " if rng.chance(15) else " "
-    text = world.article(f"{world.noun_phrase(k, kind)}{link}{rng.pick(_BESIDE[how])} {name}")
-    if _settle(text, world.beside(how, head, landmark), k) is None:
+    text = world.article(f"{world.noun_phrase(k, kind)}{link}{rng.pick(BESIDE[how])} {name}")
+    if settle(text, world.beside(how, head, landmark), k) is None:
         return None
     return ByLandmark(text, k, landmark, tuple(j for j in range(world.n) if candidates.yes >> j & 1))

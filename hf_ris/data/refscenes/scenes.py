@@ -248,6 +248,11 @@ class RefScenes:
         """Category, colour, texture and size of each of a row's `objects`, in their order; no picture is drawn."""
         return [item.look for item in self._lay_out(index)[0]]
 
+    def seen(self, index: int) -> list[Seen]:
+        """What the 128-pixel picture shows of each of a row's `objects`, in their order."""
+        items, plan = self._lay_out(index)
+        return _look(items, plan, coco_mask.toBbox(encode_owners(plan, len(items))).tolist())
+
     def _key(self, index: int) -> tuple[str, str, str, int]:
         if not 0 <= index < 10_000_000:
             raise IndexError(f"scene {index} of RefScenes: an index lies in [0, 10000000)")

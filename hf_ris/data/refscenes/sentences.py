@@ -39,7 +39,7 @@ _FURTHEST = {
     "top": ("topmost {}", "highest {}", "{} closest to the top", "{} nearest the top"),
     "bottom": ("bottommost {}", "lowest {}", "{} closest to the bottom", "{} nearest the bottom"),
 }
-_BESIDE = {
+BESIDE = {
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "top": ("above", "over"),
@@ -322,7 +322,7 @@ def _head(world: World, k: int, crowd: int = 80) -> tuple[Kind, Claim] | None:
     return None if alone and world.rng.chance(crowd) else (kind, claim)
 
 
-def _settle(text: str, claim: Claim, k: int) -> Sentence | None:
+def settle(text: str, claim: Claim, k: int) -> Sentence | None:
     return (text, 1 << k) if claim == Claim(1 << k, 0) else None
 
 
@@ -396,7 +396,7 @@ def location(world: World, k: int) -> Sentence | None:
         claim = head & world.middle()
         word = rng.pick(("middle", "center"))
         text = f"{word} {phrase}" if rng.chance(40) else f"{phrase} in the {word}"
-    return _settle(world.article(text), claim, k)
+    return settle(world.article(text), claim, k)
 
 
 def _ordinal(world: World, k: int, kind: Kind, head: Claim) -> Sentence | None:
@@ -409,7 +409,7 @@ def _ordinal(world: World, k: int, kind: Kind, head: Claim) -> Sentence | None:
     return world.article(f"{_ORDINALS[place]} {world.noun_phrase(k, kind)} from the {side}"), 1 << k
 
 
-def _anchor(world: World, k: int) -> tuple[int, str] | None:
+def pick_anchor(world: World, k: int) -> tuple[int, str] | None:
     """Another object that its look alone names, and its name."""
     anchor = world.rng.below(world.n)
     options = [(kind, weight * (1.0 if "category" in kind else 0.3)) for kind, weight in world.names(anchor)]
@@ -421,7 +421,7 @@ def _anchor(world: World, k: int) -> tuple[int, str] | None:
 def relation(world: World, k: int) -> Sentence | None:
     """ "the star above the green car", "cup next to the blue fish"."""
     rng = world.rng
-    found, anchored = _head(world, k, crowd=85), _anchor(world, k)
+    found, anchored = _head(world, k, crowd=85), pick_anchor(world, k)
     if found is None or anchored is None:
         return None
     (kind, head), (anchor, name) = found, anchored
@@ -429,8 +429,8 @@ def relation(world: World, k: int) -> Sentence | None:
     if not world.plainly(how, k, anchor):
         return None
     link = " that is " if rng.chance(15) else " "
-    text = f"{world.noun_phrase(k, kind)}{link}{rng.pick(_BESIDE[how])} {name}"
-    return _settle(world.article(text), world.beside(how, head, anchor), k)
+    text = f"{world.noun_phrase(k, kind)}{link}{rng.pick(BESIDE[how])} {name}"
+    return settle(world.article(text), world.beside(how, head, anchor), k)
 
 
 def _denial(world: World, k: int, kind: Kind, head: Claim, places: bool, many: bool) -> tuple[str, Claim] | None:
@@ -467,7 +467,7 @@ def negation(world: World, k: int, places: bool = True) -> Sentence | None:
     denial = _denial(world, k, *found, places, many=False)
     if denial is None:
         return None
-    return _settle(world.article(f"{world.noun_phrase(k, found[0])} {denial[0]}"), denial[1], k)
+    return settle(world.article(f"{world.noun_phrase(k, found[0])} {denial[0]}"), denial[1], k)
 
 
 def appearance_negation(world: World, k: int) -> Sentence | None:
@@ -478,11 +478,11 @@ def _clause(world: World, k: int, kind: Kind, head: Claim) -> tuple[str, Claim] 
     """One relative clause of a long sentence: a relation, or a place in the picture."""
     rng = world.rng
     if rng.chance(70):
-        anchored = _anchor(world, k)
+        anchored = pick_anchor(world, k)
         how = rng.weighted((("left", 20), ("right", 20), ("top", 20), ("bottom", 20), ("closest", 10), ("next", 10)))
         if anchored is None or not world.plainly(how, k, anchored[0]):
             return None
-        return f"{rng.pick(_BESIDE[how])} {anchored[1]}", world.beside(how, head, anchored[0])
+        return f"{rng.pick(BESIDE[how])} {anchored[1]}", world.beside(how, head, anchored[0])
     frame = rng.pick(("picture", "image"))
     form = rng.weighted((("side", 60), ("corner", 25), ("middle", 15)))
     if form == "side":
@@ -529,7 +529,7 @@ def sentence(world: World, k: int) -> Sentence | None:
             return None
         text, claim = f"{text} and {denial[0]}", claim & denial[1]
     text = " ".join(f"{world.noun_phrase(k, kind)} {text}".split())
-    return _settle(world.article(text, formal=True), claim, k)
+    return settle(world.article(text, formal=True), claim, k)
 
 
 _FORMS = (("look", 58), ("place", 16), ("relation", 14), ("denial", 12))
@@ -560,10 +560,10 @@ def group(form: str, world: World, k: int) -> Sentence | None:
         side = rng.pick(_SIDES)
         tail, claim = _side_words(rng, side), claim & world.side(side)
     elif form == "relation":
-        anchored, how = _anchor(world, k), rng.pick(_SIDES)
+        anchored, how = pick_anchor(world, k), rng.pick(_SIDES)
         if anchored is None:
             return None
-        tail, claim = f"{rng.pick(_BESIDE[how])} {anchored[1]}", world.beside(how, claim, anchored[0])
+        tail, claim = f"{rng.pick(BESIDE[how])} {anchored[1]}", world.beside(how, claim, anchored[0])
     many = claim.yes & (claim.yes - 1) != 0
     if form == "denial":
         state = rng.below(2) == 1  # the number of targets is known only after the denial is chosen

@@ -88,11 +88,11 @@ class LandmarkScenes:
             known += [{"masks": masks, **one._asdict()} for one in by] + [None] * len(said)
         inputs = self.collate(rows)
         related = [one for one in known if one is not None]
-        maps = [
-            torch.stack([one["masks"][one["landmark"]], one["masks"][list(one["candidates"])].sum(0)])
-            for one in related
-        ]
-        return inputs, torch.tensor([one is not None for one in known]), torch.stack(maps), related
+        maps = torch.zeros(len(related), 2, *masks.shape[1:])
+        for wanted, one in zip(maps, related, strict=True):
+            wanted[0] = one["masks"][one["landmark"]]
+            wanted[1] = one["masks"][list(one["candidates"])].sum(0)
+        return inputs, torch.tensor([one is not None for one in known]), maps, related
 
 
 class LandmarkHeads(nn.Module):
@@ -121,6 +121,8 @@ class LandmarkHeads(nn.Module):
         The sum over modules and the two maps of the mean binary cross-entropy.
         """
         loss = wanted.new_zeros(())
+        if not len(wanted):
+            return loss
         for name, head in zip(self.pixels + self.queries, self.heads, strict=True):
             output = self.outputs[name][related]
             if name in self.queries:
