@@ -76,7 +76,7 @@ class Run:
             raise ValueError(f"--save-every must be a multiple of {log_every}, got {options.save_every}.")
         if options.resume:
             self.load()
-        self.seed = seed
+        self.seed, self.revision = seed, git_revision()  # of the code that runs, whatever the folder holds at the end
 
     def load(self) -> None:
         """Go on from the checkpoint.
@@ -152,7 +152,7 @@ class Run:
             "seed": self.seed,
             "seconds": round(self.seconds()),
             **self.log[-1],
-            "revision": git_revision(),
+            "revision": self.revision,
             "versions": versions(),
             "hardware": hardware(),
         }
