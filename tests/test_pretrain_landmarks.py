@@ -41,7 +41,7 @@ def test_an_independent_judge_agrees_with_target_landmark_and_candidates():
 
 def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
     processor = tiny_trio("lts")[1]
-    inputs, related, wanted, known = LandmarkScenes("refscenes", "train", processor, 2, 3, {})([0, 5], 1)
+    inputs, related, wanted, known = LandmarkScenes(RefScenes("refscenes"), processor, 2, 3, {})([0, 5], 1)
     assert related.shape == inputs["image_index"].shape == (10,) and related.tolist() == ([True] * 2 + [False] * 3) * 2
     assert wanted.shape == (4, 2, 128, 128) and wanted.unique().tolist() == [0, 1]
     for maps, label, one in zip(wanted, inputs["labels"][related], known, strict=True):
@@ -55,7 +55,7 @@ def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
 def test_every_place_learns_from_its_head(name, tiny_trio):
     model, processor = tiny_trio(name, fresh=True)
     heads = LandmarkHeads(model, name)
-    inputs, related, wanted, _ = LandmarkScenes("refscenes", "train", processor, 2, 1, {})([0, 1], 1)
+    inputs, related, wanted, _ = LandmarkScenes(RefScenes("refscenes"), processor, 2, 1, {})([0, 1], 1)
     model.train()(**inputs)
     loss = heads(related, wanted)
     reached = torch.autograd.grad(loss, list(heads.outputs.values()))

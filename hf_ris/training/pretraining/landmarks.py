@@ -58,7 +58,7 @@ BY_LANDMARK = 2  # expressions of an image in a step
 
 
 class LandmarkScenes:
-    """Scenes of a RefScenes split by index -> the model's inputs, and what is known of the N expressions.
+    """Scenes by index -> the model's inputs, and what is known of the N expressions.
 
     Args:
         related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
@@ -66,9 +66,9 @@ class LandmarkScenes:
     """
 
     def __init__(
-        self, name: str, split: str, processor, related: int | None, others: int | None, emphasis: dict[str, float]
+        self, scenes: RefScenes, processor, related: int | None, others: int | None, emphasis: dict[str, float]
     ):
-        self.scenes, self.collate = RefScenes(name, split), RisCollator(processor)
+        self.scenes, self.collate = scenes, RisCollator(processor)
         self.related, self.others, self.weigh = related, others, partial(weight, emphasis)
 
     def __call__(self, indices: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, list[dict]]:
@@ -177,8 +177,9 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     if recipe.training.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    train = LandmarkScenes(data.name, data.split, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
-    val = LandmarkScenes(data.name, data.validation_split, processor, None, 0, {})
+    shown, held = (RefScenes(data.name, split, data.image_size or 128) for split in (data.split, data.validation_split))
+    train = LandmarkScenes(shown, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
+    val = LandmarkScenes(held, processor, None, 0, {})
     heads, length = LandmarkHeads(model, architecture), data.size or 20_000
     with torch.no_grad():  # the lazy heads see how wide their maps are
         inputs, related, wanted, _ = train(list(range(8)), seed)
