@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_ris.benchmark_against import show
 from hf_ris.commands.benchmark import main
+from hf_ris.models.inference_ris import recommended_dtype
 
 
 def test_table(capsys):
@@ -28,5 +30,6 @@ def test_a_checkout_against_itself_gives_the_same_numbers(extra, tiny_trio, tmp_
     main(["--arch", "lts", "--against", here, *options])
     rows = json.loads(result.read_text())["rows"]
     assert [row["way"] for row in rows] == (["float32"] if extra else ["float32", "recommended"])
-    assert rows[0]["difference"] == 0 and all(row["difference"] < 1e-5 for row in rows)
+    half = recommended_dtype(torch.device("cpu")) != torch.float32  # on a processor that is faster so
+    assert rows[0]["difference"] == 0 and all(row["difference"] < (5e-2 if half else 1e-5) for row in rows)
     assert all(row["cpu"][0] > 0 for row in rows)
