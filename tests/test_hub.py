@@ -8,10 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
 import hf_ris
+from hf_ris.models.inference_ris import recommended_dtype
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +189,7 @@ for name in names:
     pipe = pipeline("referring-image-segmentation", model=repo, trust_remote_code=True)
     masks = np.stack([np.asarray(answer["mask"]) > 0 for answer in pipe("photo.png", texts)])
     kind = type(AutoImageProcessor.from_pretrained(repo, trust_remote_code=True)).__name__
-    told[name] = [max(gaps), bool((masks == expected["masks"]).all()), kind, model.dtype is torch.float32]
+    told[name] = [max(gaps), float((masks == expected["masks"]).mean()), kind, model.dtype is torch.float32]
 absent = [name for name in ("hf_ris", "datasets", "evaluate", "pycocotools", "accelerate") if name not in sys.modules]
 print(json.dumps([told, absent]))
 """
@@ -213,9 +215,12 @@ def assert_loads(hub: HubServer, names: list[str], cwd: Path, hide: str = "", **
     script, home = LOAD_MODELS.format(hide=hide), str(cwd / "other")  # caches of the other process would help
     told, absent = run(script, hub, cwd, json.dumps(TEXTS), json.dumps(names), HF_HOME=home, **options)
     assert "hf_ris" in absent and "datasets" in absent
+    # the pipeline runs in the recommended way, on some processors bfloat16
+    alike = 1 if recommended_dtype(torch.device("cpu")) == torch.float32 else 0.98
     for name in names:
-        gap, same_masks, kind, full_precision = told[name]
-        assert gap <= 1e-6 and same_masks and kind == "RisImageProcessor" and full_precision, (name, told[name])
+        gap, same_pixels, kind, full_precision = told[name]
+        right = gap <= 1e-6 and same_pixels >= alike
+        assert right and kind == "RisImageProcessor" and full_precision, (name, told[name])
 
 
 @pytest.mark.slow
