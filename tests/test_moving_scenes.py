@@ -47,6 +47,12 @@ def test_checker_agrees(split: str):
         assert disagreements(MovingScenes(split, 128, 16)[index]) == []
 
 
+@pytest.mark.parametrize(("split", "index"), [("train", 232), ("val", 212), ("test", 183), ("test_compositional", 9)])
+def test_what_half_sticks_out_beside_another_is_behind_it(split: str, index: int):
+    row = MovingScenes(split, 128, 16)[index]
+    assert any("behind" in said["text"] for said in row["expressions"]) and disagreements(row) == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("split", SPLITS)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from hf_ris.data.collator import RisCollator
 from hf_ris.data.refscenes.landmarks import by_landmark
-from hf_ris.data.refscenes.scenes import NAMES, RefScenes
+from hf_ris.data.refscenes.scenes import NAMES, SPLITS, RefScenes
 from hf_ris.data.schema import decode_mask
 from hf_ris.data.transforms import sample_expressions
 from hf_ris.training.build import build_model, weight
@@ -180,12 +180,13 @@ def pretrain(options: argparse.Namespace) -> None:
     shown, held = (RefScenes(data.name, split, data.image_size or 128) for split in (data.split, data.validation_split))
     train = LandmarkScenes(shown, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
     val = LandmarkScenes(held, processor, None, 0, {})
-    heads, length = LandmarkHeads(model, architecture), data.size or 20_000
+    heads, length = LandmarkHeads(model, architecture), data.size or SPLITS[data.split]
     with torch.no_grad():  # the lazy heads see how wide their maps are
         inputs, related, wanted, _ = train(list(range(8)), seed)
         model.eval()(**inputs)
         heads(related, wanted)
     parts = by_dimensions([p for p in [*model.parameters(), *heads.parameters()] if p.requires_grad])
+    size = data.validation_size or SPLITS[data.validation_split]
     work = Run(
         options,
         seed,
@@ -193,7 +194,7 @@ def pretrain(options: argparse.Namespace) -> None:
         *parts,
         warmup_steps=50,
         log_every=50,
-        measure=lambda: measure(model, val, data.validation_size or 100, options.bf16),
+        measure=lambda: measure(model, val, size, options.bf16),
     )
     model.train()
     for keys in work.seeded(StepBatches(length, options.batch_size, seed, work.steps, options.steps)):
@@ -205,7 +206,7 @@ def pretrain(options: argparse.Namespace) -> None:
     heads.remove()
     model.save_pretrained(options.out)
     processor.save_pretrained(options.out)
-    work.write(scenes=length, weight=options.weight)
+    work.write(scenes=length)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -108,9 +108,9 @@ class Run:
         partial.replace(self.checkpoint)
 
     def arguments(self) -> dict[str, Any]:
-        return {
-            name: vars(self.options)[name] for name in ("steps", "batch_size", "learning_rate", "bf16", "overrides")
-        }
+        """What a resumed run must share; `weight` is one program's alone."""
+        names = ("steps", "batch_size", "learning_rate", "bf16", "weight", "overrides")
+        return {name: vars(self.options)[name] for name in names if name in vars(self.options)}
 
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.since
