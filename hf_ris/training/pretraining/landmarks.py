@@ -13,7 +13,8 @@ writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scen
 split, `data.size` of them, drawn as they are needed; each gives up to two expressions of the kind above
 (`hf_ris.data.refscenes.landmarks`) and up to `data.max_expressions` of its own, drawn by `data.emphasis`. To see that
 it works, in seconds: --steps 20 data.size=16. Of the recipe all that tells model and processor matters beside these,
-and data.validation_size and training.seed. The folder also has log.jsonl and pretraining.json (arguments, versions,
+and data.validation_size, training.seed and training.ema_decay. Most of a step's time goes into finer masks, which have
+little to learn of relations: with --refine-every 4 three steps of four leave them out (see `coarse`). The folder also has log.jsonl and pretraining.json (arguments, versions,
 hardware, seconds, and of the validation split's expressions with a landmark how often the right object is found, the
 landmark taken for it, and how often a blind choice among the candidates is right).
 """
@@ -21,20 +22,26 @@ landmark taken for it, and how often a blind choice among the candidates is righ
 import argparse
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ris.data.collator import RisCollator
 from hf_ris.data.refscenes.landmarks import by_landmark
-from hf_ris.data.refscenes.scenes import NAMES, SPLITS, RefScenes
+from hf_ris.data.refscenes.scenes import NAMES, RefScenes, load_refscenes
 from hf_ris.data.schema import decode_mask
 from hf_ris.data.transforms import sample_expressions
+from hf_ris.models.losses import resize_labels
+from hf_ris.models.refinement import COARSEST
 from hf_ris.training.build import build_model, weight
+from hf_ris.training.optimizer import AveragedWeights
 from hf_ris.training.order import StepBatches, seed_of
 from hf_ris.training.pretraining.run import Run, by_dimensions, options_parser, run
 from hf_ris.training.recipe import load_recipe
@@ -61,14 +68,21 @@ class LandmarkScenes:
     """Scenes by index -> the model's inputs, and what is known of the N expressions.
 
     Args:
+        rows: of `scenes`, in their order.
         related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
         emphasis: of a recipe's data, for the scene's own.
     """
 
     def __init__(
-        self, scenes: RefScenes, processor, related: int | None, others: int | None, emphasis: dict[str, float]
+        self,
+        scenes: RefScenes,
+        rows: Dataset,
+        processor,
+        related: int | None,
+        others: int | None,
+        emphasis: dict[str, float],
     ):
-        self.scenes, self.collate = scenes, RisCollator(processor)
+        self.scenes, self.rows, self.collate = scenes, rows, RisCollator(processor)
         self.related, self.others, self.weigh = related, others, partial(weight, emphasis)
 
     def __call__(self, indices: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, list[dict]]:
@@ -76,7 +90,7 @@ class LandmarkScenes:
         in [0, 1]; and of each of the M its `masks` (K, S, S) of the scene's objects, `target` and `landmark`."""
         rng, rows, known = random.Random(seed), [], []
         for index in indices:
-            row, by = self.scenes[index], by_landmark(self.scenes, index)
+            row, by = self.rows[index], by_landmark(self.scenes, index)
             by = rng.sample(by, len(by) if self.related is None else min(len(by), self.related))
             said = row["expressions"] if self.others is None else []
             if self.others:
@@ -141,6 +155,27 @@ class LandmarkHeads(nn.Module):
             hook.remove()
 
 
+class Unrefined(nn.Module):
+    """In the place of a `MaskRefinement`: the logits stay as they are."""
+
+    def encode(self, pixel_values: Tensor, maps: list[Tensor], content: Tensor | None = None) -> Tensor:
+        return pixel_values
+
+    def forward(self, logits: Tensor, image: Tensor, image_index: Tensor, content: Tensor | None = None) -> Tensor:
+        return logits
+
+
+@contextmanager
+def coarse(model, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The model without its refinement, and its inputs with the labels' shares of cells of stride 4."""
+    kept, model.refinement = model.refinement, Unrefined()
+    size = [side // COARSEST for side in inputs["pixel_values"].shape[-2:]]
+    try:
+        yield inputs | {"labels": resize_labels(inputs["labels"], size)}
+    finally:
+        model.refinement = kept
+
+
 @torch.no_grad()
 def measure(model, scenes: LandmarkScenes, size: int, bf16: bool) -> dict[str, float]:
     """Shares of the expressions with a landmark: see the head of this file."""
@@ -177,40 +212,56 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     if recipe.training.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    shown, held = (RefScenes(data.name, split, data.image_size or 128) for split in (data.split, data.validation_split))
-    train = LandmarkScenes(shown, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
-    val = LandmarkScenes(held, processor, None, 0, {})
-    heads, length = LandmarkHeads(model, architecture), data.size or SPLITS[data.split]
+    if options.refine_every > 1 and model.refinement is None:
+        raise ValueError("--refine-every is for models with finer masks; this one has no refinement.")
+    (shown, rows), (held, held_rows) = (
+        (RefScenes(data.name, split, side), load_refscenes(data.name, split, size, image_size=side))
+        for split, size, side in (
+            (data.split, data.size, data.image_size or 128),
+            (data.validation_split, data.validation_size, data.image_size or 128),
+        )
+    )
+    train = LandmarkScenes(shown, rows, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
+    val = LandmarkScenes(held, held_rows, processor, None, 0, {})
+    average = AveragedWeights(model, recipe.training.ema_decay) if recipe.training.ema_decay else None
+    answering = average.model if average else model
+    heads = LandmarkHeads(model, architecture)
     with torch.no_grad():  # the lazy heads see how wide their maps are
-        inputs, related, wanted, _ = train(list(range(8)), seed)
+        inputs, related, wanted, _ = train(list(range(min(8, len(rows)))), seed)
         model.eval()(**inputs)
         heads(related, wanted)
     parts = by_dimensions([p for p in [*model.parameters(), *heads.parameters()] if p.requires_grad])
-    size = data.validation_size or SPLITS[data.validation_split]
     work = Run(
         options,
         seed,
-        [model, heads],
+        [model, heads, *([average.model] if average else [])],
         *parts,
         warmup_steps=50,
         log_every=50,
-        measure=lambda: measure(model, val, size, options.bf16),
+        measure=lambda: measure(answering, val, len(held_rows), options.bf16),
     )
     model.train()
-    for keys in work.seeded(StepBatches(length, options.batch_size, seed, work.steps, options.steps)):
+    for keys in work.seeded(StepBatches(len(rows), options.batch_size, seed, work.steps, options.steps)):
         inputs, related, wanted, _ = train([index for _, index in keys], seed_of(seed, work.steps))
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+        finer = work.steps % options.refine_every == 0
+        with (
+            nullcontext(inputs) if finer else coarse(model, inputs) as inputs,
+            torch.autocast("cpu", torch.bfloat16, enabled=options.bf16),
+        ):
             loss = model(**inputs).loss
             hints = heads(related, wanted)
+        if average:  # of the step before, so that the last measure sees what is saved
+            average.update(model, work.steps)
         work.step(loss + options.weight * hints, shown=loss)
     heads.remove()
-    model.save_pretrained(options.out)
+    answering.save_pretrained(options.out)
     processor.save_pretrained(options.out)
-    work.write(scenes=length)
+    work.write(scenes=len(rows))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=3000, batch_size=8, learning_rate=1e-3, evaluate_every=500)
+    parser.add_argument("--refine-every", type=int, default=1, metavar="STEPS", help="so often masks are made finer")
     parser.add_argument("--weight", type=float, default=1.0, help="of the heads' loss beside the model's own")
     run(pretrain, parser, arguments)
 

@@ -108,8 +108,8 @@ class Run:
         partial.replace(self.checkpoint)
 
     def arguments(self) -> dict[str, Any]:
-        """What a resumed run must share; `weight` is one program's alone."""
-        names = ("steps", "batch_size", "learning_rate", "bf16", "weight", "overrides")
+        """What a resumed run must share; `weight` and `refine_every` are one program's alone."""
+        names = ("steps", "batch_size", "learning_rate", "bf16", "weight", "refine_every", "overrides")
         return {name: vars(self.options)[name] for name in names if name in vars(self.options)}
 
     def seconds(self) -> float:
