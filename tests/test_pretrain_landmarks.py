@@ -14,7 +14,7 @@ from hf_ris.data.refscenes.checker import look, true_of
 from hf_ris.data.refscenes.landmarks import by_landmark
 from hf_ris.data.refscenes.scenes import RefScenes
 from hf_ris.metrics.slices import has_relation
-from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, main
+from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, coarse, main
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lts-refscenes"
@@ -39,9 +39,14 @@ def test_an_independent_judge_agrees_with_target_landmark_and_candidates():
     assert judged > 20
 
 
+def landmark_scenes(processor, related: int, others: int) -> LandmarkScenes:
+    scenes = RefScenes("refscenes")
+    return LandmarkScenes(scenes, [scenes[index] for index in range(6)], processor, related, others, {})
+
+
 def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
     processor = tiny_trio("lts")[1]
-    inputs, related, wanted, known = LandmarkScenes(RefScenes("refscenes"), processor, 2, 3, {})([0, 5], 1)
+    inputs, related, wanted, known = landmark_scenes(processor, 2, 3)([0, 5], 1)
     assert related.shape == inputs["image_index"].shape == (10,) and related.tolist() == ([True] * 2 + [False] * 3) * 2
     assert wanted.shape == (4, 2, 128, 128) and wanted.unique().tolist() == [0, 1]
     for maps, label, one in zip(wanted, inputs["labels"][related], known, strict=True):
@@ -55,7 +60,7 @@ def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
 def test_every_place_learns_from_its_head(name, tiny_trio):
     model, processor = tiny_trio(name, fresh=True)
     heads = LandmarkHeads(model, name)
-    inputs, related, wanted, _ = LandmarkScenes(RefScenes("refscenes"), processor, 2, 1, {})([0, 1], 1)
+    inputs, related, wanted, _ = landmark_scenes(processor, 2, 1)([0, 1], 1)
     model.train()(**inputs)
     loss = heads(related, wanted)
     reached = torch.autograd.grad(loss, list(heads.outputs.values()))
@@ -68,16 +73,53 @@ def test_every_place_learns_from_its_head(name, tiny_trio):
     assert not heads.outputs
 
 
-def test_a_run_leaves_a_checkpoint_of_the_same_model(tmp_path):
+@pytest.mark.parametrize("name", PIXELS)
+def test_coarse_steps_leave_the_finer_masks_out(name, tiny_trio):
+    tiny, processor = tiny_trio(name)
+    config = type(tiny.config).from_dict(tiny.config.to_dict() | {"refinement": 2, "loss_size": "full"})
+    model = type(tiny)(config).train()
+    inputs = landmark_scenes(processor, 1, 1)([0, 1], 1)[0]
+    with coarse(model, inputs) as fewer:
+        assert fewer["labels"].shape[-1] == inputs["pixel_values"].shape[-1] // 4
+        assert fewer["labels"].mean().isclose(inputs["labels"].float().mean(), atol=1e-4)
+        loss = model(**fewer).loss
+    loss.backward()
+    learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert "refinement" not in learns and len(learns) > 2
+    assert model(**inputs).loss != loss
+
+
+def run_from_bundle(out, *more: str) -> dict:
+    """The program's two steps from the bundle, and what it tells of them."""
     options = ["--recipe", "finer_masks", "--steps", "2", "--batch-size", "2", "--no-bf16"]
     sizes = ["data.size=4", "data.validation_size=3", "data.max_expressions=2", f"initialize.weights={BUNDLE}"]
-    main([*options, "--out", str(tmp_path), *sizes])
-    told = json.loads((tmp_path / "pretraining.json").read_text())
-    assert told["steps"] == 2 and told["scenes"] == 4 and told["weight"] == 1
+    main([*options, "--out", str(out), *sizes, *more])
+    return json.loads((out / "pretraining.json").read_text())
+
+
+def test_a_run_leaves_a_checkpoint_of_the_same_model(tmp_path):
+    told = run_from_bundle(tmp_path)
+    assert told["steps"] == 2 and told["scenes"] == 4 and told["weight"] == told["refine_every"] == 1
     assert 0.2 < told["chance"] < 0.5 and told["right_object"] + told["landmark_taken"] <= 1
     before = AutoModelForImageSegmentation.from_pretrained(BUNDLE).state_dict()
     after = AutoModelForImageSegmentation.from_pretrained(tmp_path).state_dict()
     assert after.keys() == before.keys() and any(not value.equal(before[key]) for key, value in after.items())
+
+
+def test_what_is_saved_is_the_average(tmp_path):
+    weights = {"before": BUNDLE, "last": tmp_path / "0", "mean": tmp_path / "0.1"}
+    for decay in ("0", "0.1"):
+        run_from_bundle(tmp_path / decay, f"training.ema_decay={decay}")
+    models = {what: AutoModelForImageSegmentation.from_pretrained(folder) for what, folder in weights.items()}
+    for before, last, mean in zip(*(model.parameters() for model in models.values()), strict=True):
+        # of the first step's weights, 0.9 of a change that the second step carries on
+        assert before.equal(last) or not mean.equal(last) and (mean - before).norm() < 1.1 * (last - before).norm()
+
+
+def test_a_model_without_finer_masks_cannot_leave_them_out(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_from_bundle(tmp_path, "--refine-every", "4", "model.refinement=null")
+    assert "this one has no refinement" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
