@@ -27,9 +27,11 @@ _TRIES = 25
 
 class ByLandmark(NamedTuple):
     """An expression and indices into a row's `objects`: what it refers to, the landmark, and at least two candidates,
-    of which the target is one."""
+    of which the target is one. `head` and `name` are the parts of the text that say candidates and landmark."""
 
     text: str
+    head: str
+    name: str
     target: int
     landmark: int
     candidates: tuple[int, ...]
@@ -62,7 +64,8 @@ def _relate(world: World, k: int) -> ByLandmark | None:
     if head.maybe or candidates.yes.bit_count() < 2 or not world.plainly(how, k, landmark):
         return None
     link = " that is " if rng.chance(15) else " "
-    text = world.article(f"{world.noun_phrase(k, kind)}{link}{rng.pick(BESIDE[how])} {name}")
+    said = world.noun_phrase(k, kind)
+    text = world.article(f"{said}{link}{rng.pick(BESIDE[how])} {name}")
     if settle(text, world.beside(how, head, landmark), k) is None:
         return None
-    return ByLandmark(text, k, landmark, tuple(j for j in range(world.n) if candidates.yes >> j & 1))
+    return ByLandmark(text, said, name, k, landmark, tuple(j for j in range(world.n) if candidates.yes >> j & 1))

@@ -25,6 +25,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,10 +35,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_ris.data.collator import RisCollator
-from hf_ris.data.refscenes.landmarks import by_landmark
+from hf_ris.data.refscenes.landmarks import ByLandmark, by_landmark
 from hf_ris.data.refscenes.scenes import NAMES, RefScenes, load_refscenes
 from hf_ris.data.schema import decode_mask
 from hf_ris.data.transforms import sample_expressions
+from hf_ris.models.clip_encoders import ClipTextEncoder
 from hf_ris.models.losses import resize_labels
 from hf_ris.models.refinement import COARSEST
 from hf_ris.training.build import build_model, weight
@@ -62,10 +64,26 @@ PIXELS = {
 QUERIES = {"vlt": ("transformer.decoder.0",)}
 QUERY_SIDE = 8
 BY_LANDMARK = 2  # expressions of an image in a step
+PHRASES = 0.25  # the weight of what is read off sentences beside what is read off maps
+
+
+class LandmarkBatch(NamedTuple):
+    """A model's inputs, and what is known of their N expressions.
+
+    related: which expressions have a landmark (N,), M of them. wanted: (M, 2, S, S), the landmark and the candidates in
+    [0, 1]. known: of each of the M its `masks` (K, S, S) of the scene's objects, `target` and `landmark`.
+    said: all expressions with a landmark that the scenes could give.
+    """
+
+    inputs: dict[str, Tensor]
+    related: Tensor
+    wanted: Tensor
+    known: list[dict]
+    said: list[ByLandmark]
 
 
 class LandmarkScenes:
-    """Scenes by index -> the model's inputs, and what is known of the N expressions.
+    """Scenes by index -> a `LandmarkBatch`.
 
     Args:
         rows: of `scenes`, in their order.
@@ -85,12 +103,11 @@ class LandmarkScenes:
         self.scenes, self.rows, self.collate = scenes, rows, RisCollator(processor)
         self.related, self.others, self.weigh = related, others, partial(weight, emphasis)
 
-    def __call__(self, indices: list[int], seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, list[dict]]:
-        """-> inputs; which expressions have a landmark (N,), M of them; (M, 2, S, S), the landmark and the candidates
-        in [0, 1]; and of each of the M its `masks` (K, S, S) of the scene's objects, `target` and `landmark`."""
-        rng, rows, known = random.Random(seed), [], []
+    def __call__(self, indices: list[int], seed: int) -> LandmarkBatch:
+        rng, rows, known, every = random.Random(seed), [], [], []
         for index in indices:
             row, by = self.rows[index], by_landmark(self.scenes, index)
+            every += by
             by = rng.sample(by, len(by) if self.related is None else min(len(by), self.related))
             said = row["expressions"] if self.others is None else []
             if self.others:
@@ -106,11 +123,12 @@ class LandmarkScenes:
         for wanted, one in zip(maps, related, strict=True):
             wanted[0] = one["masks"][one["landmark"]]
             wanted[1] = one["masks"][list(one["candidates"])].sum(0)
-        return inputs, torch.tensor([one is not None for one in known]), maps, related
+        return LandmarkBatch(inputs, torch.tensor([one is not None for one in known]), maps, related, every)
 
 
 class LandmarkHeads(nn.Module):
-    """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are."""
+    """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are; see
+    `PhraseHeads` for what is read off its sentences."""
 
     def __init__(self, model, architecture: str):
         super().__init__()
@@ -155,6 +173,36 @@ class LandmarkHeads(nn.Module):
             hook.remove()
 
 
+class PhraseHeads(nn.Module):
+    """Linear heads on the words and sentences of CLIP's text encoder, which say what the candidates and the landmark are
+    called. By its own training a sentence is what its first noun phrase says: of the landmark it keeps nothing, and
+    what a sentence leaves out no map can show."""
+
+    def __init__(self, model, processor):
+        super().__init__()
+        self.encoder, self.tokenizer = [model.text_encoder], processor.tokenizer  # in a list: not this module's own
+        self.words = nn.LazyLinear(2)
+        self.sentence = nn.LazyLinear(2 * len(self.tokenizer))
+
+    def forward(self, said: list[ByLandmark]) -> Tensor:
+        """The mean cross-entropies of each word's part, and of the tokens of each part among all tokens."""
+        texts = self.tokenizer([one.text for one in said], padding=True, return_tensors="pt")
+        words, sentences = self.encoder[0](texts["input_ids"], texts["attention_mask"])
+        tags = torch.zeros(2, *texts["input_ids"].shape)
+        tokens = torch.zeros(2, len(said), len(self.tokenizer))
+        for part, field in enumerate(("head", "name")):
+            phrases = self.tokenizer([getattr(one, field) for one in said], add_special_tokens=False)["input_ids"]
+            for row, (ids, phrase) in enumerate(zip(texts["input_ids"].tolist(), phrases, strict=True)):
+                starts = [at for at in range(len(ids)) if ids[at : at + len(phrase)] == phrase]
+                start = starts[0 if field == "head" else -1]
+                tags[part, row, start : start + len(phrase)] = 1
+                tokens[part, row, phrase] = 1 / len(set(phrase))
+        real = texts["attention_mask"].bool()
+        roles = F.binary_cross_entropy_with_logits(self.words(words).float()[real], tags.permute(1, 2, 0)[real])
+        logits = self.sentence(sentences).float().unflatten(1, (2, -1))
+        return 2 * roles + F.cross_entropy(logits.flatten(0, 1), tokens.transpose(0, 1).flatten(0, 1))
+
+
 class Unrefined(nn.Module):
     """In the place of a `MaskRefinement`: the logits stay as they are."""
 
@@ -182,7 +230,7 @@ def measure(model, scenes: LandmarkScenes, size: int, bf16: bool) -> dict[str, f
     model.eval()
     right, landmark, chance = [], [], []
     for start in range(0, size, 10):
-        inputs, related, _, known = scenes(list(range(start, min(start + 10, size))), 0)
+        inputs, related, _, known, _ = scenes(list(range(start, min(start + 10, size))), 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         for score, one in zip(logits[related].float().sigmoid(), known, strict=True):
@@ -226,15 +274,19 @@ def pretrain(options: argparse.Namespace) -> None:
     average = AveragedWeights(model, recipe.training.ema_decay) if recipe.training.ema_decay else None
     answering = average.model if average else model
     heads = LandmarkHeads(model, architecture)
+    phrases = PhraseHeads(model, processor) if isinstance(model.text_encoder, ClipTextEncoder) else None
     with torch.no_grad():  # the lazy heads see how wide their maps are
-        inputs, related, wanted, _ = train(list(range(min(8, len(rows)))), seed)
-        model.eval()(**inputs)
-        heads(related, wanted)
-    parts = by_dimensions([p for p in [*model.parameters(), *heads.parameters()] if p.requires_grad])
+        batch = train(list(range(min(8, len(rows)))), seed)
+        model.eval()(**batch.inputs)
+        heads(batch.related, batch.wanted)
+        if phrases:
+            phrases(batch.said)
+    learning = [model, heads, *([phrases] if phrases else [])]
+    parts = by_dimensions([p for module in learning for p in module.parameters() if p.requires_grad])
     work = Run(
         options,
         seed,
-        [model, heads, *([average.model] if average else [])],
+        [*learning, *([average.model] if average else [])],
         *parts,
         warmup_steps=50,
         log_every=50,
@@ -242,14 +294,16 @@ def pretrain(options: argparse.Namespace) -> None:
     )
     model.train()
     for keys in work.seeded(StepBatches(len(rows), options.batch_size, seed, work.steps, options.steps)):
-        inputs, related, wanted, _ = train([index for _, index in keys], seed_of(seed, work.steps))
+        batch = train([index for _, index in keys], seed_of(seed, work.steps))
         finer = work.steps % options.refine_every == 0
         with (
-            nullcontext(inputs) if finer else coarse(model, inputs) as inputs,
+            nullcontext(batch.inputs) if finer else coarse(model, batch.inputs) as inputs,
             torch.autocast("cpu", torch.bfloat16, enabled=options.bf16),
         ):
             loss = model(**inputs).loss
-            hints = heads(related, wanted)
+            hints = heads(batch.related, batch.wanted)
+            if phrases and batch.said:
+                hints = hints + PHRASES * phrases(batch.said)
         if average:  # of the step before, so that the last measure sees what is saved
             average.update(model, work.steps)
         work.step(loss + options.weight * hints, shown=loss)
