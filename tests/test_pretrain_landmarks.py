@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from transformers import AutoModelForImageSegmentation
+from transformers import AutoModelForImageSegmentation, AutoProcessor
 
 from hf_ris.data import decode_mask
 from hf_ris.data.refscenes.checker import look, true_of
 from hf_ris.data.refscenes.landmarks import by_landmark
 from hf_ris.data.refscenes.scenes import RefScenes
 from hf_ris.metrics.slices import has_relation
-from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, coarse, main
+from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, PhraseHeads, coarse, main
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lts-refscenes"
+CLIP_BUNDLE = ROOT / "space" / "checkpoints" / "cris-refscenes"
 VIDEO = ROOT / "space" / "checkpoints" / "vatex_video-refscenes"
 NAMES = "left of|right of|above|over|below|under|closest to|nearest to|next to|beside"
 
@@ -31,6 +32,7 @@ def test_an_independent_judge_agrees_with_target_landmark_and_candidates():
         assert said == by_landmark(scenes, index) and len({one.text for one in said}) == len(said)
         for one in said:
             head, landmark = re.fullmatch(rf"(.+?)(?: that is)?(?: to the)? (?:{NAMES}) (the .+)", one.text).groups()
+            assert (one.head, one.name) == (head.removeprefix("the "), landmark)
             assert has_relation(one.text) and true_of(one.text, things) == {one.target}
             assert true_of(landmark, things) == {one.landmark}
             assert true_of(head, things) - {one.landmark} == set(one.candidates)
@@ -46,8 +48,9 @@ def landmark_scenes(processor, related: int, others: int) -> LandmarkScenes:
 
 def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
     processor = tiny_trio("lts")[1]
-    inputs, related, wanted, known = landmark_scenes(processor, 2, 3)([0, 5], 1)
+    inputs, related, wanted, known, said = landmark_scenes(processor, 2, 3)([0, 5], 1)
     assert related.shape == inputs["image_index"].shape == (10,) and related.tolist() == ([True] * 2 + [False] * 3) * 2
+    assert said == [one for index in (0, 5) for one in by_landmark(RefScenes("refscenes"), index)]
     assert wanted.shape == (4, 2, 128, 128) and wanted.unique().tolist() == [0, 1]
     for maps, label, one in zip(wanted, inputs["labels"][related], known, strict=True):
         assert maps[0].equal(one["masks"][one["landmark"]])
@@ -60,7 +63,7 @@ def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
 def test_every_place_learns_from_its_head(name, tiny_trio):
     model, processor = tiny_trio(name, fresh=True)
     heads = LandmarkHeads(model, name)
-    inputs, related, wanted, _ = landmark_scenes(processor, 2, 1)([0, 1], 1)
+    inputs, related, wanted, _, _ = landmark_scenes(processor, 2, 1)([0, 1], 1)
     model.train()(**inputs)
     loss = heads(related, wanted)
     reached = torch.autograd.grad(loss, list(heads.outputs.values()))
@@ -73,12 +76,31 @@ def test_every_place_learns_from_its_head(name, tiny_trio):
     assert not heads.outputs
 
 
+def test_clips_words_and_sentences_learn_the_phrases(tiny_trio):
+    model, processor = tiny_trio("cris", fresh=True)
+    processor.tokenizer = AutoProcessor.from_pretrained(CLIP_BUNDLE).tokenizer
+    said = [one for index in range(3) for one in by_landmark(RefScenes("refscenes"), index)]
+    heads = PhraseHeads(model, processor)
+    texts, tags, tokens = heads.targets(said)
+    for one, ids, tagged, share in zip(said, texts["input_ids"], tags, tokens, strict=True):
+        for part, phrase in enumerate((one.head, one.name)):
+            assert processor.tokenizer.decode(ids[tagged[:, part].bool()]) == phrase
+            words = processor.tokenizer.convert_ids_to_tokens(share[part].nonzero()[:, 0].tolist())
+            assert sorted(words) == sorted(set(phrase.split())) and share[part].sum().isclose(torch.tensor(1.0))
+    model.text_encoder.set_input_embeddings(torch.nn.Embedding(len(processor.tokenizer), model.text_encoder.channels))
+    heads(said).backward()
+    moved = {name for name, p in model.text_encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {name for name, _ in model.text_encoder.named_parameters()}
+    assert not any(p.grad is not None for p in model.neck.parameters())
+    assert not {id(p) for p in heads.parameters()} & {id(p) for p in model.parameters()}
+
+
 @pytest.mark.parametrize("name", PIXELS)
 def test_coarse_steps_leave_the_finer_masks_out(name, tiny_trio):
     tiny, processor = tiny_trio(name)
     config = type(tiny.config).from_dict(tiny.config.to_dict() | {"refinement": 2, "loss_size": "full"})
     model = type(tiny)(config).train()
-    inputs = landmark_scenes(processor, 1, 1)([0, 1], 1)[0]
+    inputs = landmark_scenes(processor, 1, 1)([0, 1], 1).inputs
     with coarse(model, inputs) as fewer:
         assert fewer["labels"].shape[-1] == inputs["pixel_values"].shape[-1] // 4
         assert fewer["labels"].mean().isclose(inputs["labels"].float().mean(), atol=1e-4)

@@ -186,21 +186,27 @@ class PhraseHeads(nn.Module):
 
     def forward(self, said: list[ByLandmark]) -> Tensor:
         """The mean cross-entropies of each word's part, and of the tokens of each part among all tokens."""
+        texts, tags, tokens = self.targets(said)
+        words, sentences = self.encoder[0](**texts)
+        real = texts["attention_mask"].bool()
+        roles = F.binary_cross_entropy_with_logits(self.words(words).float()[real], tags[real])
+        logits = self.sentence(sentences).float().unflatten(1, (2, -1))
+        return 2 * roles + F.cross_entropy(logits.flatten(0, 1), tokens.flatten(0, 1))
+
+    def targets(self, said: list[ByLandmark]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """M expressions -> ids and mask (M, L) by name; whether each token says the candidates and whether it says the
+        landmark (M, L, 2); of both which tokens of the vocabulary do (M, 2, V), as shares that sum to 1."""
         texts = self.tokenizer([one.text for one in said], padding=True, return_tensors="pt")
-        words, sentences = self.encoder[0](texts["input_ids"], texts["attention_mask"])
-        tags = torch.zeros(2, *texts["input_ids"].shape)
-        tokens = torch.zeros(2, len(said), len(self.tokenizer))
+        ids = texts["input_ids"]
+        tags, tokens = torch.zeros(*ids.shape, 2), torch.zeros(len(said), 2, len(self.tokenizer))
         for part, field in enumerate(("head", "name")):
             phrases = self.tokenizer([getattr(one, field) for one in said], add_special_tokens=False)["input_ids"]
-            for row, (ids, phrase) in enumerate(zip(texts["input_ids"].tolist(), phrases, strict=True)):
-                starts = [at for at in range(len(ids)) if ids[at : at + len(phrase)] == phrase]
-                start = starts[0 if field == "head" else -1]
-                tags[part, row, start : start + len(phrase)] = 1
-                tokens[part, row, phrase] = 1 / len(set(phrase))
-        real = texts["attention_mask"].bool()
-        roles = F.binary_cross_entropy_with_logits(self.words(words).float()[real], tags.permute(1, 2, 0)[real])
-        logits = self.sentence(sentences).float().unflatten(1, (2, -1))
-        return 2 * roles + F.cross_entropy(logits.flatten(0, 1), tokens.transpose(0, 1).flatten(0, 1))
+            for row, (line, phrase) in enumerate(zip(ids.tolist(), phrases, strict=True)):
+                places = [at for at in range(len(line)) if line[at : at + len(phrase)] == phrase]
+                start = places[0 if field == "head" else -1]  # the landmark's name is the end of the text
+                tags[row, start : start + len(phrase), part] = 1
+                tokens[row, part, phrase] = 1 / len(set(phrase))
+        return {"input_ids": ids, "attention_mask": texts["attention_mask"]}, tags, tokens
 
 
 class Unrefined(nn.Module):
