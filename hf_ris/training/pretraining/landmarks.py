@@ -58,7 +58,7 @@ PIXELS = {
     "segvlm": ("neck", "decoder.layers.0"),
     "lavt": ("fusions.1", "fusions.2", "decoder.levels.1"),
     "mpg_lqgnet": ("fusions.1", "fusions.2", "pixel_decoder.levels.1"),
-    "vatex": ("cmd.attentions.1", "cmd.attentions.2"),
+    "vatex": ("cmd.attentions.1", "cmd.convolutions.1", "cmd.convolutions.2"),
 }
 # Modules that hold queries (N, Q, C) about an expression: their mean gives a map of this side.
 QUERIES = {"vlt": ("transformer.decoder.0",)}
