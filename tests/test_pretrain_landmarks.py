@@ -42,8 +42,7 @@ def test_an_independent_judge_agrees_with_target_landmark_and_candidates():
 
 
 def landmark_scenes(processor, related: int, others: int) -> LandmarkScenes:
-    scenes = RefScenes("refscenes")
-    return LandmarkScenes(scenes, [scenes[index] for index in range(6)], processor, related, others, {})
+    return LandmarkScenes("refscenes", "train", 6, 128, processor, related, others)
 
 
 def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
@@ -141,7 +140,7 @@ def test_what_is_saved_is_the_average(tmp_path):
 def test_a_model_without_finer_masks_cannot_leave_them_out(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_from_bundle(tmp_path, "--refine-every", "4", "model.refinement=null")
-    assert "this one has no refinement" in capsys.readouterr().err
+    assert "a model without refinement has no other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

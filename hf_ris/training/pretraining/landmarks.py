@@ -9,14 +9,14 @@ serve training alone and are thrown away.
     python train/pretrain_landmarks.py --recipe finer_masks --out outputs/vlt-landmarks \\
         initialize.weights=space/checkpoints/vlt-refscenes model.overlap_loss_weight=0.4
 
-writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scenes are those of RefScenes' `train`
-split, `data.size` of them, drawn as they are needed; each gives up to two expressions of the kind above
-(`hf_ris.data.refscenes.landmarks`) and up to `data.max_expressions` of its own, drawn by `data.emphasis`. To see that
-it works, in seconds: --steps 20 data.size=16. Of the recipe all that tells model and processor matters beside these,
-and data.validation_size, training.seed and training.ema_decay. Most of a step's time goes into finer masks, which have
-little to learn of relations: with --refine-every 4 three steps of four leave them out (see `coarse`). The folder also has log.jsonl and pretraining.json (arguments, versions,
-hardware, seconds, and of the validation split's expressions with a landmark how often the right object is found, the
-landmark taken for it, and how often a blind choice among the candidates is right).
+writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scenes are the first `data.size` of `train`
+of RefScenes; each gives up to two expressions of the kind above (`hf_ris.data.refscenes.landmarks`) and up to
+`data.max_expressions` of its own, drawn by `data.emphasis`. To see that it works, in seconds: --steps 20 data.size=16.
+Of the recipe all that tells model and processor matters beside these, and data.validation_size, training.seed and
+training.ema_decay. Most of a step's time goes into finer masks, which have little to learn of relations: with
+--refine-every 4 three steps of four leave them out. The folder also has log.jsonl and pretraining.json (arguments,
+versions, hardware, seconds, and of the validation split's expressions with a landmark how often the right object is
+found, the landmark taken for it, and how often a blind choice among the candidates is right).
 """
 
 import argparse
@@ -30,7 +30,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,22 +85,28 @@ class LandmarkScenes:
     """Scenes by index -> a `LandmarkBatch`.
 
     Args:
-        rows: of `scenes`, in their order.
+        name, split, size, side: as of `load_refscenes`.
         related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
         emphasis: of a recipe's data, for the scene's own.
     """
 
     def __init__(
         self,
-        scenes: RefScenes,
-        rows: Dataset,
+        name: str,
+        split: str,
+        size: int | None,
+        side: int,
         processor,
-        related: int | None,
-        others: int | None,
-        emphasis: dict[str, float],
+        related: int | None = None,
+        others: int | None = 0,
+        emphasis: dict[str, float] | None = None,
     ):
-        self.scenes, self.rows, self.collate = scenes, rows, RisCollator(processor)
-        self.related, self.others, self.weigh = related, others, partial(weight, emphasis)
+        self.scenes, self.rows = RefScenes(name, split, side), load_refscenes(name, split, size, image_size=side)
+        self.collate, self.weigh = RisCollator(processor), partial(weight, emphasis or {})
+        self.related, self.others = related, others
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __call__(self, indices: list[int], seed: int) -> LandmarkBatch:
         rng, rows, known, every = random.Random(seed), [], [], []
@@ -127,8 +132,7 @@ class LandmarkScenes:
 
 
 class LandmarkHeads(nn.Module):
-    """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are; see
-    `PhraseHeads` for what is read off its sentences."""
+    """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are."""
 
     def __init__(self, model, architecture: str):
         super().__init__()
@@ -174,9 +178,11 @@ class LandmarkHeads(nn.Module):
 
 
 class PhraseHeads(nn.Module):
-    """Linear heads on the words and sentences of CLIP's text encoder, which say what the candidates and the landmark are
-    called. By its own training a sentence is what its first noun phrase says: of the landmark it keeps nothing, and
-    what a sentence leaves out no map can show."""
+    """Linear heads on the words and sentences of CLIP's text encoder: what candidates and landmark are called.
+
+    By CLIP's own training a sentence holds what its first noun phrase says, and nothing of the landmark, which no map
+    can then show.
+    """
 
     def __init__(self, model, processor):
         super().__init__()
@@ -209,6 +215,32 @@ class PhraseHeads(nn.Module):
         return {"input_ids": ids, "attention_mask": texts["attention_mask"]}, tags, tokens
 
 
+class Hints(nn.Module):
+    """All heads of a model."""
+
+    def __init__(self, model, processor, batch: LandmarkBatch):
+        """batch: any one, from which lazy heads see how wide the maps are.
+
+        Raises:
+            ValueError: a batch without any expression that has a landmark.
+        """
+        super().__init__()
+        if not batch.said:
+            raise ValueError("the first scenes have no expression with a landmark: raise data.size.")
+        self.places = LandmarkHeads(model, model.config.model_type)
+        self.phrases = PhraseHeads(model, processor) if isinstance(model.text_encoder, ClipTextEncoder) else None
+        with torch.no_grad():
+            model.eval()(**batch.inputs)
+            self(batch)
+
+    def forward(self, batch: LandmarkBatch) -> Tensor:
+        """The loss of what the last pass of the model, over this batch, left behind."""
+        loss = self.places(batch.related, batch.wanted)
+        if self.phrases is not None and batch.said:
+            loss = loss + PHRASES * self.phrases(batch.said)
+        return loss
+
+
 class Unrefined(nn.Module):
     """In the place of a `MaskRefinement`: the logits stay as they are."""
 
@@ -231,12 +263,12 @@ def coarse(model, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def measure(model, scenes: LandmarkScenes, size: int, bf16: bool) -> dict[str, float]:
+def measure(model, scenes: LandmarkScenes, bf16: bool) -> dict[str, float]:
     """Shares of the expressions with a landmark: see the head of this file."""
     model.eval()
     right, landmark, chance = [], [], []
-    for start in range(0, size, 10):
-        inputs, related, _, known, _ = scenes(list(range(start, min(start + 10, size))), 0)
+    for start in range(0, len(scenes), 10):
+        inputs, related, _, known, _ = scenes(list(range(start, min(start + 10, len(scenes)))), 0)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
         for score, one in zip(logits[related].float().sigmoid(), known, strict=True):
@@ -266,40 +298,29 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     if recipe.training.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if options.refine_every > 1 and model.refinement is None:
-        raise ValueError("--refine-every is for models with finer masks; this one has no refinement.")
-    (shown, rows), (held, held_rows) = (
-        (RefScenes(data.name, split, side), load_refscenes(data.name, split, size, image_size=side))
-        for split, size, side in (
-            (data.split, data.size, data.image_size or 128),
-            (data.validation_split, data.validation_size, data.image_size or 128),
+    if options.refine_every < 1 or options.refine_every > 1 and model.refinement is None:
+        raise ValueError(
+            f"--refine-every {options.refine_every}: 1 is every step, and a model without refinement has no other."
         )
+    side = data.image_size or 128
+    train = LandmarkScenes(
+        data.name, data.split, data.size, side, processor, BY_LANDMARK, data.max_expressions, data.emphasis
     )
-    train = LandmarkScenes(shown, rows, processor, BY_LANDMARK, data.max_expressions, data.emphasis)
-    val = LandmarkScenes(held, held_rows, processor, None, 0, {})
+    val = LandmarkScenes(data.name, data.validation_split, data.validation_size, side, processor)
     average = AveragedWeights(model, recipe.training.ema_decay) if recipe.training.ema_decay else None
     answering = average.model if average else model
-    heads = LandmarkHeads(model, architecture)
-    phrases = PhraseHeads(model, processor) if isinstance(model.text_encoder, ClipTextEncoder) else None
-    with torch.no_grad():  # the lazy heads see how wide their maps are
-        batch = train(list(range(min(8, len(rows)))), seed)
-        model.eval()(**batch.inputs)
-        heads(batch.related, batch.wanted)
-        if phrases:
-            phrases(batch.said)
-    learning = [model, heads, *([phrases] if phrases else [])]
-    parts = by_dimensions([p for module in learning for p in module.parameters() if p.requires_grad])
+    hints = Hints(model, processor, train(list(range(min(8, len(train)))), seed))
     work = Run(
         options,
         seed,
-        [*learning, *([average.model] if average else [])],
-        *parts,
+        [model, hints, *([answering] if average else [])],
+        *by_dimensions([p for p in [*model.parameters(), *hints.parameters()] if p.requires_grad]),
         warmup_steps=50,
         log_every=50,
-        measure=lambda: measure(answering, val, len(held_rows), options.bf16),
+        measure=lambda: measure(answering, val, options.bf16),
     )
     model.train()
-    for keys in work.seeded(StepBatches(len(rows), options.batch_size, seed, work.steps, options.steps)):
+    for keys in work.seeded(StepBatches(len(train), options.batch_size, seed, work.steps, options.steps)):
         batch = train([index for _, index in keys], seed_of(seed, work.steps))
         finer = work.steps % options.refine_every == 0
         with (
@@ -307,16 +328,14 @@ def pretrain(options: argparse.Namespace) -> None:
             torch.autocast("cpu", torch.bfloat16, enabled=options.bf16),
         ):
             loss = model(**inputs).loss
-            hints = heads(batch.related, batch.wanted)
-            if phrases and batch.said:
-                hints = hints + PHRASES * phrases(batch.said)
-        if average:  # of the step before, so that the last measure sees what is saved
+            hint = hints(batch)
+        if average:  # before the step: what is measured and saved in it is the same
             average.update(model, work.steps)
-        work.step(loss + options.weight * hints, shown=loss)
-    heads.remove()
+        work.step(loss + options.weight * hint, shown=loss)
+    hints.places.remove()
     answering.save_pretrained(options.out)
     processor.save_pretrained(options.out)
-    work.write(scenes=len(rows))
+    work.write(scenes=len(train))
 
 
 def main(arguments: list[str] | None = None) -> None:
