@@ -110,6 +110,23 @@ def test_coarse_steps_leave_the_finer_masks_out(name, tiny_trio):
     assert model(**inputs).loss != loss
 
 
+@pytest.mark.parametrize("name", PIXELS)
+def test_heads_alone_see_what_a_whole_pass_leaves(name, tiny_trio):
+    model, processor = tiny_trio(name)
+    model.eval()
+    heads, batch = LandmarkHeads(model, name), landmark_scenes(processor, 1, 0)([0, 1], 1)
+    whole = model(**batch.inputs)
+    left = dict(heads.outputs)
+    heads.outputs.clear()
+    answers = []
+    with heads.alone():
+        answers.append(model(**batch.inputs))
+    assert not answers and heads.outputs.keys() == left.keys()
+    assert all(value.equal(left[key]) for key, value in heads.outputs.items())
+    assert model(**batch.inputs).logits.equal(whole.logits)
+    heads.remove()
+
+
 def run_from_bundle(out, *more: str) -> dict:
     """The program's two steps from the bundle, and what it tells of them."""
     options = ["--recipe", "finer_masks", "--steps", "2", "--batch-size", "2", "--no-bf16"]
@@ -135,6 +152,14 @@ def test_what_is_saved_is_the_average(tmp_path):
     for before, last, mean in zip(*(model.parameters() for model in models.values()), strict=True):
         # of the first step's weights, 0.9 of a change that the second step carries on
         assert before.equal(last) or not mean.equal(last) and (mean - before).norm() < 1.1 * (last - before).norm()
+
+
+def test_the_first_steps_may_teach_the_heads_alone(tmp_path):
+    told = run_from_bundle(tmp_path, "--hints-first", "2", "training.ema_decay=0", "data.max_expressions=1")
+    before = AutoModelForImageSegmentation.from_pretrained(BUNDLE).state_dict()
+    after = AutoModelForImageSegmentation.from_pretrained(tmp_path).state_dict()
+    moved = {name.split(".")[0] for name, value in after.items() if not value.equal(before[name])}
+    assert told["hints_first"] == 2 and "refinement" not in moved and {"vision_encoder", "fusion"} <= moved
 
 
 def test_a_model_without_finer_masks_cannot_leave_them_out(tmp_path, capsys):

@@ -14,9 +14,11 @@ of RefScenes; each gives up to two expressions of the kind above (`hf_ris.data.r
 `data.max_expressions` of its own, drawn by `data.emphasis`. To see that it works, in seconds: --steps 20 data.size=16.
 Of the recipe all that tells model and processor matters beside these, and data.validation_size, training.seed and
 training.ema_decay. Most of a step's time goes into finer masks, which have little to learn of relations: with
---refine-every 4 three steps of four leave them out. The folder also has log.jsonl and pretraining.json (arguments,
-versions, hardware, seconds, and of the validation split's expressions with a landmark how often the right object is
-found, the landmark taken for it, and how often a blind choice among the candidates is right).
+--refine-every 4 three steps of four leave them out. Where heads do not find the landmark, as CRIS's after a thousand
+steps, --hints-first 1500 lets that many steps teach them alone, with more such expressions and passes that end there.
+The folder also has log.jsonl and pretraining.json (arguments, versions, hardware, seconds, and of the validation
+split's expressions with a landmark how often the right object is found, the landmark taken for it, and how often a
+blind choice among the candidates is right).
 """
 
 import argparse
@@ -62,7 +64,7 @@ PIXELS = {
 # Modules that hold queries (N, Q, C) about an expression: their mean gives a map of this side.
 QUERIES = {"vlt": ("transformer.decoder.0",)}
 QUERY_SIDE = 8
-BY_LANDMARK = 2  # expressions of an image in a step
+BY_LANDMARK, BY_LANDMARK_ALONE = 2, 6  # expressions of an image in a step, and in one that teaches the heads alone
 PHRASES = 0.25  # the weight of what is read off sentences beside what is read off maps
 
 
@@ -131,12 +133,17 @@ class LandmarkScenes:
         return LandmarkBatch(inputs, torch.tensor([one is not None for one in known]), maps, related, every)
 
 
+class Seen(Exception):
+    """A pass of the model has made the last of the maps that heads read."""
+
+
 class LandmarkHeads(nn.Module):
     """Linear heads on the outputs of a model's modules, which say where the landmark and the candidates are."""
 
     def __init__(self, model, architecture: str):
         super().__init__()
         self.outputs: dict[str, Tensor] = {}
+        self.until: str | None = None  # the module behind which a pass ends
         self.pixels, self.queries = PIXELS[architecture], QUERIES.get(architecture, ())
         self.hooks = [
             model.get_submodule(name).register_forward_hook(self.keep(name)) for name in self.pixels + self.queries
@@ -148,8 +155,21 @@ class LandmarkHeads(nn.Module):
     def keep(self, name: str):
         def hook(module: nn.Module, inputs: tuple, output) -> None:
             self.outputs[name] = output if isinstance(output, Tensor) else output[0]
+            if name == self.until:
+                raise Seen
 
         return hook
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A pass of the model inside ends where the heads have what they read, without an answer."""
+        self.until = (self.pixels + self.queries)[-1]  # they are named in the order of the pass
+        try:
+            yield
+        except Seen:
+            pass
+        finally:
+            self.until = None
 
     def forward(self, related: Tensor, wanted: Tensor) -> Tensor:
         """What the last pass of the model left, the expressions that count (N,) bool, (M, 2, S, S) -> a loss.
@@ -303,9 +323,9 @@ def pretrain(options: argparse.Namespace) -> None:
             f"--refine-every {options.refine_every}: 1 is every step, and a model without refinement has no other."
         )
     side = data.image_size or 128
-    train = LandmarkScenes(
-        data.name, data.split, data.size, side, processor, BY_LANDMARK, data.max_expressions, data.emphasis
-    )
+    scenes = (data.name, data.split, data.size, side, processor)
+    first = LandmarkScenes(*scenes, BY_LANDMARK_ALONE)
+    train = LandmarkScenes(*scenes, BY_LANDMARK, data.max_expressions, data.emphasis)
     val = LandmarkScenes(data.name, data.validation_split, data.validation_size, side, processor)
     average = AveragedWeights(model, recipe.training.ema_decay) if recipe.training.ema_decay else None
     answering = average.model if average else model
@@ -321,17 +341,21 @@ def pretrain(options: argparse.Namespace) -> None:
     )
     model.train()
     for keys in work.seeded(StepBatches(len(train), options.batch_size, seed, work.steps, options.steps)):
-        batch = train([index for _, index in keys], seed_of(seed, work.steps))
-        finer = work.steps % options.refine_every == 0
+        indices, alone = [index for _, index in keys], work.steps < options.hints_first
+        batch = (first if alone else train)(indices, seed_of(seed, work.steps))
+        finer = alone or work.steps % options.refine_every == 0
         with (
             nullcontext(batch.inputs) if finer else coarse(model, batch.inputs) as inputs,
             torch.autocast("cpu", torch.bfloat16, enabled=options.bf16),
         ):
-            loss = model(**inputs).loss
+            if alone:
+                with hints.places.alone():
+                    model(**inputs)
+            loss = 0 if alone else model(**inputs).loss
             hint = hints(batch)
         if average:  # before the step: what is measured and saved in it is the same
             average.update(model, work.steps)
-        work.step(loss + options.weight * hint, shown=loss)
+        work.step(loss + options.weight * hint, shown=hint if alone else loss)
     hints.places.remove()
     answering.save_pretrained(options.out)
     processor.save_pretrained(options.out)
@@ -341,6 +365,7 @@ def pretrain(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = options_parser(__doc__, steps=3000, batch_size=8, learning_rate=1e-3, evaluate_every=500)
     parser.add_argument("--refine-every", type=int, default=1, metavar="STEPS", help="so often masks are made finer")
+    parser.add_argument("--hints-first", type=int, default=0, metavar="STEPS", help="so many, of the heads' loss alone")
     parser.add_argument("--weight", type=float, default=1.0, help="of the heads' loss beside the model's own")
     run(pretrain, parser, arguments)
 

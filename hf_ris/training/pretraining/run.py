@@ -108,8 +108,8 @@ class Run:
         partial.replace(self.checkpoint)
 
     def arguments(self) -> dict[str, Any]:
-        """What a resumed run must share; `weight` and `refine_every` are one program's alone."""
-        names = ("steps", "batch_size", "learning_rate", "bf16", "weight", "refine_every", "overrides")
+        """What a resumed run must share; the last but `overrides` are one program's alone."""
+        names = ("steps", "batch_size", "learning_rate", "bf16", "weight", "refine_every", "hints_first", "overrides")
         return {name: vars(self.options)[name] for name in names if name in vars(self.options)}
 
     def seconds(self) -> float:
