@@ -14,7 +14,15 @@ from hf_ris.data.refscenes.checker import look, true_of
 from hf_ris.data.refscenes.landmarks import by_landmark
 from hf_ris.data.refscenes.scenes import RefScenes
 from hf_ris.metrics.slices import has_relation
-from hf_ris.training.pretraining.landmarks import PIXELS, LandmarkHeads, LandmarkScenes, PhraseHeads, coarse, main
+from hf_ris.training.pretraining.landmarks import (
+    PIXELS,
+    Hints,
+    LandmarkHeads,
+    LandmarkScenes,
+    PhraseHeads,
+    coarse,
+    main,
+)
 
 
 BUNDLE = ROOT / "space" / "checkpoints" / "lts-refscenes"
@@ -77,7 +85,8 @@ def test_every_place_learns_from_its_head(name, tiny_trio):
 
 def test_clips_words_and_sentences_learn_the_phrases(tiny_trio):
     model, processor = tiny_trio("cris", fresh=True)
-    processor.tokenizer = AutoProcessor.from_pretrained(CLIP_BUNDLE).tokenizer
+    processor = AutoProcessor.from_pretrained(CLIP_BUNDLE)
+    model.text_encoder.set_input_embeddings(torch.nn.Embedding(len(processor.tokenizer), model.text_encoder.channels))
     said = [one for index in range(3) for one in by_landmark(RefScenes("refscenes"), index)]
     heads = PhraseHeads(model, processor)
     texts, tags, tokens = heads.targets(said)
@@ -86,12 +95,28 @@ def test_clips_words_and_sentences_learn_the_phrases(tiny_trio):
             assert processor.tokenizer.decode(ids[tagged[:, part].bool()]) == phrase
             words = processor.tokenizer.convert_ids_to_tokens(share[part].nonzero()[:, 0].tolist())
             assert sorted(words) == sorted(set(phrase.split())) and share[part].sum().isclose(torch.tensor(1.0))
-    model.text_encoder.set_input_embeddings(torch.nn.Embedding(len(processor.tokenizer), model.text_encoder.channels))
     heads(said).backward()
     moved = {name for name, p in model.text_encoder.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {name for name, _ in model.text_encoder.named_parameters()}
     assert not any(p.grad is not None for p in model.neck.parameters())
     assert not {id(p) for p in heads.parameters()} & {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize(("learns", "name"), [(False, "vatex"), (True, "vatex"), (True, "cris"), (False, "lavt")])
+def test_only_a_clip_that_learns_is_taught_phrases(learns, name, tiny_trio):
+    tiny, processor = tiny_trio(name)
+    config = tiny.config
+    if name == "vatex":
+        config = type(config).from_dict(config.to_dict() | {"train_text_encoder": learns})
+    model, batch = type(tiny)(config), landmark_scenes(processor, 1, 0)([0, 1], 1)
+    hints = Hints(model, processor, batch)
+    assert (hints.phrases is not None) == learns
+    model.train()
+    with hints.places.alone():
+        model(**batch.inputs)
+    hints(batch).backward()
+    if name == "vatex":
+        assert any(p.grad is not None for p in model.text_encoder.parameters()) == learns
 
 
 @pytest.mark.parametrize("name", PIXELS)

@@ -206,9 +206,9 @@ class PhraseHeads(nn.Module):
 
     def __init__(self, model, processor):
         super().__init__()
-        self.encoder, self.tokenizer = [model.text_encoder], processor.tokenizer  # in a list: not this module's own
+        self.encoder, self.processor = [model.text_encoder], processor  # in a list: not this module's own
         self.words = nn.LazyLinear(2)
-        self.sentence = nn.LazyLinear(2 * len(self.tokenizer))
+        self.sentence = nn.LazyLinear(2 * model.text_encoder.vocab_size)
 
     def forward(self, said: list[ByLandmark]) -> Tensor:
         """The mean cross-entropies of each word's part, and of the tokens of each part among all tokens."""
@@ -222,17 +222,19 @@ class PhraseHeads(nn.Module):
     def targets(self, said: list[ByLandmark]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """M expressions -> ids and mask (M, L) by name; whether each token says the candidates and whether it says the
         landmark (M, L, 2); of both which tokens of the vocabulary do (M, 2, V), as shares that sum to 1."""
-        texts = self.tokenizer([one.text for one in said], padding=True, return_tensors="pt")
+        texts = self.processor._tokenize([one.text for one in said])
         ids = texts["input_ids"]
-        tags, tokens = torch.zeros(*ids.shape, 2), torch.zeros(len(said), 2, len(self.tokenizer))
+        tags, tokens = torch.zeros(*ids.shape, 2), torch.zeros(len(said), 2, self.encoder[0].vocab_size)
         for part, field in enumerate(("head", "name")):
-            phrases = self.tokenizer([getattr(one, field) for one in said], add_special_tokens=False)["input_ids"]
+            phrases = [self.processor.clean(getattr(one, field)) for one in said]
+            phrases = self.processor.tokenizer(phrases, add_special_tokens=False)["input_ids"]
             for row, (line, phrase) in enumerate(zip(ids.tolist(), phrases, strict=True)):
-                places = [at for at in range(len(line)) if line[at : at + len(phrase)] == phrase]
-                start = places[0 if field == "head" else -1]  # the landmark's name is the end of the text
-                tags[row, start : start + len(phrase), part] = 1
                 tokens[row, part, phrase] = 1 / len(set(phrase))
-        return {"input_ids": ids, "attention_mask": texts["attention_mask"]}, tags, tokens
+                places = [at for at in range(len(line)) if line[at : at + len(phrase)] == phrase]
+                if places:  # not of a text that was cut off
+                    start = places[0 if field == "head" else -1]  # the landmark's name is the end of the text
+                    tags[row, start : start + len(phrase), part] = 1
+        return texts, tags, tokens
 
 
 class Hints(nn.Module):
@@ -248,7 +250,9 @@ class Hints(nn.Module):
         if not batch.said:
             raise ValueError("the first scenes have no expression with a landmark: raise data.size.")
         self.places = LandmarkHeads(model, model.config.model_type)
-        self.phrases = PhraseHeads(model, processor) if isinstance(model.text_encoder, ClipTextEncoder) else None
+        # VATEX's encoder learns only where its config says so
+        learns = isinstance(model.text_encoder, ClipTextEncoder) and getattr(model.config, "train_text_encoder", True)
+        self.phrases = PhraseHeads(model, processor) if learns else None
         with torch.no_grad():
             model.eval()(**batch.inputs)
             self(batch)
@@ -302,6 +306,16 @@ def measure(model, scenes: LandmarkScenes, bf16: bool) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
+def lesson(model, hints: Hints, batch: LandmarkBatch, alone: bool, finer: bool) -> tuple[Tensor, Tensor]:
+    """The model's loss, 0 where the heads learn alone, and theirs; not `finer` is without finer masks."""
+    if alone:
+        with hints.places.alone():
+            model(**batch.inputs)
+        return torch.zeros(()), hints(batch)
+    with nullcontext(batch.inputs) if finer else coarse(model, batch.inputs) as inputs:
+        return model(**inputs).loss, hints(batch)
+
+
 def pretrain(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     data, seed = recipe.data, recipe.training.seed
@@ -343,16 +357,9 @@ def pretrain(options: argparse.Namespace) -> None:
     for keys in work.seeded(StepBatches(len(train), options.batch_size, seed, work.steps, options.steps)):
         indices, alone = [index for _, index in keys], work.steps < options.hints_first
         batch = (first if alone else train)(indices, seed_of(seed, work.steps))
-        finer = alone or work.steps % options.refine_every == 0
-        with (
-            nullcontext(batch.inputs) if finer else coarse(model, batch.inputs) as inputs,
-            torch.autocast("cpu", torch.bfloat16, enabled=options.bf16),
-        ):
-            if alone:
-                with hints.places.alone():
-                    model(**inputs)
-            loss = 0 if alone else model(**inputs).loss
-            hint = hints(batch)
+        finer = work.steps % options.refine_every == 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            loss, hint = lesson(model, hints, batch, alone, finer)
         if average:  # before the step: what is measured and saved in it is the same
             average.update(model, work.steps)
         work.step(loss + options.weight * hint, shown=hint if alone else loss)
