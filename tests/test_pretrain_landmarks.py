@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from hf_ris.training.pretraining.landmarks import (
     PhraseHeads,
     coarse,
     main,
+    measure,
 )
 
 
@@ -152,6 +154,28 @@ def test_heads_alone_see_what_a_whole_pass_leaves(name, tiny_trio):
     heads.remove()
 
 
+def test_what_is_measured_are_objects(tiny_trio, monkeypatch):
+    """Heads and answers that know the truth find every landmark and every target, those that tell the other none."""
+    model, processor = tiny_trio("lts")
+    scenes = landmark_scenes(processor, None, 0)
+    known = scenes(list(range(len(scenes))), 0).known
+    hints = Hints(model, processor, scenes([0], 0))
+
+    def drawn(of: str) -> torch.Tensor:
+        return torch.stack([one["masks"][one[of]] for one in known]) * 20 - 10
+
+    model.eval()
+    for answer, said in (("target", "landmark"), ("landmark", "target")):
+        with monkeypatch.context() as patch:
+            patch.setattr(hints.places, "logits", lambda related, said=said: [drawn(said)[:, None]])
+            answers = SimpleNamespace(logits=drawn(answer))
+            told = measure(model, lambda answers=answers, **_: answers, hints, scenes, False)
+        chance = np.mean([1 / len(one["candidates"]) for one in known])
+        right = float(answer == "target")
+        assert told == {"right_object": right, "landmark_taken": 1 - right, "landmark_found": right, "chance": chance}
+    hints.places.remove()
+
+
 def run_from_bundle(out, *more: str) -> dict:
     """The program's two steps from the bundle, and what it tells of them."""
     options = ["--recipe", "finer_masks", "--steps", "2", "--batch-size", "2", "--no-bf16"]
@@ -164,6 +188,7 @@ def test_a_run_leaves_a_checkpoint_of_the_same_model(tmp_path):
     told = run_from_bundle(tmp_path)
     assert told["steps"] == 2 and told["scenes"] == 4 and told["weight"] == told["refine_every"] == 1
     assert 0.2 < told["chance"] < 0.5 and told["right_object"] + told["landmark_taken"] <= 1
+    assert 0 <= told["landmark_found"] <= 1
     before = AutoModelForImageSegmentation.from_pretrained(BUNDLE).state_dict()
     after = AutoModelForImageSegmentation.from_pretrained(tmp_path).state_dict()
     assert after.keys() == before.keys() and any(not value.equal(before[key]) for key, value in after.items())

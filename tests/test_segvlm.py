@@ -10,7 +10,7 @@ from torchvision.ops import deform_conv2d
 from hf_ris import CrisConfig, CrisForReferringSegmentation, SegvlmConfig, SegvlmForReferringSegmentation
 from hf_ris.models.losses import adaptive_dice_loss, binary_cross_entropy, focal_loss, resize_labels
 from hf_ris.models.modeling_segvlm import DeformableAttentiveEnhancement, deformable_convolution, sampled_convolution
-from hf_ris.training.build import build_config
+from hf_ris.training.build import build_config, build_model
 from hf_ris.training.recipe import load_recipe
 
 
@@ -92,6 +92,25 @@ def test_the_baseline_is_cris():
     torch.testing.assert_close(one.logits, other.logits, atol=0, rtol=0)
     torch.testing.assert_close(one.loss, other.loss, atol=0, rtol=0)
     assert set(other.losses) == {"cross_entropy"}
+
+
+def test_segvlm_begins_with_a_cris():
+    source = RECIPES.parents[1] / "space" / "checkpoints" / "cris-refscenes"
+
+    def build(*overrides: str):
+        return build_model(load_recipe("finer_masks", [f"initialize.weights={source}", *overrides]), [])
+
+    (cris, _), (model, processor) = build(), build("architecture=segvlm", "model.squeeze_ratio=4")
+    assert type(model) is SegvlmForReferringSegmentation and type(processor).__name__ == "SegvlmProcessor"
+    kept, state = cris.state_dict(), model.state_dict()
+    assert all(state[name].equal(value) for name, value in kept.items())
+    own = {name for name in state if name not in kept}
+    assert own == {name for name in state if name.startswith(model.own_weights)} and len(own) == 8
+    assert (model.config.squeeze_ratio, model.config.refinement) == (4, cris.config.refinement)
+    with pytest.raises(ValueError, match="do not fit this SegvlmForReferringSegmentation: .* sizes"):
+        build("architecture=segvlm", "model.squeeze_ratio=4", "model.decoder_ffn_dim=32")
+    with pytest.raises(ValueError, match="holds a cris; the recipe is for eavl"):
+        build("architecture=eavl")
 
 
 @pytest.mark.parametrize("recipe", ["phrasecut", "phrasescenes"])

@@ -47,7 +47,7 @@ def video_model(image_vatex, **fields):
     torch.manual_seed(1)
     model = VatexVideoForReferringSegmentation(config).eval()
     if "vision_config" not in fields and "early_fusion" not in fields:
-        model.load_image_weights(image_model.state_dict())
+        model.load_base_weights(image_model.state_dict())
     return model, VatexVideoProcessor.from_config(config, processor.tokenizer)
 
 
@@ -321,8 +321,8 @@ def test_wrong_inputs_are_one_sentence(image_vatex):
         with pytest.raises(ValueError, match=message):
             model(**inputs | change)
     other = VatexVideoForReferringSegmentation(VatexVideoConfig(**_own_fields(model.config) | {"hidden_dim": 32}))
-    with pytest.raises(ValueError, match="The image weights do not fit this video model"):
-        other.load_image_weights(model.state_dict())
+    with pytest.raises(ValueError, match="The weights do not fit this VatexVideoFor"):
+        other.load_base_weights(model.state_dict())
 
 
 def test_frames_are_read_when_their_window_comes(image_vatex):

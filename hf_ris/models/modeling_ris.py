@@ -82,6 +82,8 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True  # of transformers' text encoders inside; our own attention is fused whatever is asked for
 
+    # Beginnings of the names of weights that the architecture, which extends another, has beyond it.
+    own_weights: tuple[str, ...] = ()
     takes_pixel_mask: ClassVar[bool] = False  # whether its processor pads images
 
     # Regular expressions of parameters that by construction get no gradient; the test suite checks that these are all.
@@ -119,6 +121,23 @@ class RisPreTrainedModel(HubMixin, PreTrainedModel):
             with torch.no_grad():
                 for name in missing:
                     saved[name].copy_(fresh[name])
+
+    def load_base_weights(self, state: dict[str, Tensor]) -> None:
+        """Begin with a model of the same sizes of the architecture that this one extends: `state` is its state dict.
+
+        Raises:
+            ValueError: weights that are absent or of another shape, by name; `own_weights` may be absent.
+        """
+        own = self.state_dict()
+        fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+        wrong = [key for key in own if key not in fitting and not key.startswith(self.own_weights)]
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            raise ValueError(
+                f"The weights do not fit this {type(self).__name__}: {', '.join(wrong[:4])}{more} are absent or of "
+                "another shape; give it the other model's sizes."
+            )
+        self.load_state_dict(own | fitting)
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):

@@ -150,6 +150,7 @@ class SegvlmForReferringSegmentation(CrisForReferringSegmentation):
 
     config_class = SegvlmConfig
     projector_class = MultimodalProjector
+    own_weights = tuple(f"projector.visual2.{part}." for part in ("offsets", "attention", "residual"))
 
     def __init__(self, config: SegvlmConfig):
         super().__init__(config)

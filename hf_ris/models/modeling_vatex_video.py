@@ -6,7 +6,7 @@ Features" (with its supplementary), https://arxiv.org/abs/2404.08590; its Tables
 code of it and is written from the paper and from facts about it. Licence of this file: Apache-2.0.
 
 The modules are those of VATEX (`modeling_vatex.py`), and their weights carry the same names, so that an image model's
-weights begin a video model (`load_image_weights`). Words and pixels of all frames read each other at once; the queries
+weights begin a video model (`load_base_weights`). Words and pixels of all frames read each other at once; the queries
 are shared by the frames, so that one query is one object through the clip; the CLIP prior is the mean over frames;
 queries are matched, and losses taken, for a clip as a whole. A clip of one frame gives the image model's numbers.
 
@@ -225,24 +225,11 @@ class VatexVideoForReferringSegmentation(VatexForReferringSegmentation):
     def build_vision_encoder(config: VatexVideoConfig) -> nn.Module:
         return build_video_encoder(config.vision_config, config.temporal_shift)
 
-    def load_image_weights(self, state: dict[str, Tensor]) -> None:
-        """Begin with an image VATEX of the same sizes: `state` is its state dict.
-
-        Raises:
-            ValueError: weights that are absent or of another shape, by name; Video-Swin's own may be absent.
-        """
-        own = self.state_dict()
-        wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-        if self.config.vision_config.name.startswith("swin3d_"):
-            wrong = [key for key in wrong if not key.startswith(("vision_encoder.", "cmd.projections."))]
-        if wrong:
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            raise ValueError(
-                f"The image weights do not fit this video model: {', '.join(wrong[:4])}{more} are absent or of another "
-                "shape; give it the image model's sizes."
-            )
-        fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-        self.load_state_dict(own | fitting)
+    @property
+    def own_weights(self) -> tuple[str, ...]:
+        """Beyond an image VATEX's: those of a backbone that sees time."""
+        seen = self.config.vision_config.name.startswith("swin3d_")
+        return ("vision_encoder.", "cmd.projections.") if seen else ()
 
     def forward(
         self,

@@ -23,7 +23,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_SEGMENTATION_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-import hf_ris
 from hf_ris.data import TrainingRows, VideoTrainingRows, is_video_data, load_split
 from hf_ris.data.refscenes.scenes import NAMES as REFSCENES
 from hf_ris.data.transforms import expression_texts, read_row
@@ -205,8 +204,8 @@ def build_model(recipe: Recipe, dataset: Corpus):
     source = recipe.initialize.weights
     if source not in ("scratch", "encoders"):
         processor = AutoProcessor.from_pretrained(source)
-        if _is_image_checkpoint(recipe):
-            model, processor = _from_image_model(recipe, processor)
+        if _extends(recipe):
+            model, processor = _from_base_model(recipe, processor)
         else:
             model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
         if recipe.architecture not in (ANY, model.config.model_type):
@@ -230,25 +229,25 @@ def build_model(recipe: Recipe, dataset: Corpus):
     return model, processor
 
 
-def _is_image_checkpoint(recipe: Recipe) -> bool:
-    """Whether the weights are of the image architecture that the recipe's is the video form of."""
-    if recipe.architecture not in hf_ris.VIDEO_ARCHITECTURES:
+def _extends(recipe: Recipe) -> bool:
+    """Whether the recipe's architecture extends the checkpoint's: a video model its image model, SegVLM CRIS."""
+    if recipe.architecture == ANY:
         return False
-    found = AutoConfig.from_pretrained(recipe.initialize.weights).model_type
-    return found == recipe.architecture.removesuffix("_video")
+    own = type(AutoConfig.for_model(recipe.architecture))
+    return issubclass(own, found := type(AutoConfig.from_pretrained(recipe.initialize.weights))) and own is not found
 
 
-def _from_image_model(recipe: Recipe, processor):
-    """A video model with an image model's weights and, where not overridden, its config, and the processor."""
-    image_model = AutoModelForImageSegmentation.from_pretrained(recipe.initialize.weights)
-    fields = _own_fields(image_model.config)
+def _from_base_model(recipe: Recipe, processor):
+    """A model with the weights and, where not overridden, the config of one that it extends, and the processor."""
+    base = AutoModelForImageSegmentation.from_pretrained(recipe.initialize.weights)
+    fields = _own_fields(base.config)
     for name, value in recipe.model.items():  # nested configs key by key
         fields[name] = fields[name] | value if isinstance(value, dict) and name in fields else value
     config = AutoConfig.for_model(recipe.architecture, **fields)
     model = MODEL_FOR_IMAGE_SEGMENTATION_MAPPING[type(config)](config)
-    if config.vision_config.name != image_model.config.vision_config.name:  # the image's backbone does not see time
+    if "vision_encoder." in model.own_weights:  # the image's backbone does not see time
         model.vision_encoder.load_pretrained()
-    model.load_image_weights(image_model.state_dict())
+    model.load_base_weights(base.state_dict())
     kind = PROCESSOR_MAPPING[type(config)]
     made = kind.from_config(config, processor.tokenizer)
     made.threshold = processor.threshold

@@ -48,8 +48,8 @@ class InitializeRecipe:
     """Where the weights come from.
 
     weights: `scratch`; `encoders` (public weights of the encoders, the rest random); or a folder or Hub id of a whole
-        checkpoint, whose config the recipe's `model` fields then override. A video architecture also takes a checkpoint
-        of its image architecture.
+        checkpoint, whose config the recipe's `model` fields then override. An architecture that extends another
+        (a video model its image model, SegVLM CRIS) also takes a checkpoint of that one.
     extend_vocabulary: of a whole checkpoint, by words of the training expressions, whose vectors are drawn at random:
         those that are `unknown` to its tokenizer, or also those that it cuts into pieces (`spelled`).
     glove: a GloVe text file for the word embedding of a Bi-GRU.

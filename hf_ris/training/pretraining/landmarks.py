@@ -17,8 +17,8 @@ training.ema_decay. Most of a step's time goes into finer masks, which have litt
 --refine-every 4 three steps of four leave them out. Where heads do not find the landmark, as CRIS's after a thousand
 steps, --hints-first 1500 lets that many steps teach them alone, with more such expressions and passes that end there.
 The folder also has log.jsonl and pretraining.json (arguments, versions, hardware, seconds, and of the validation
-split's expressions with a landmark how often the right object is found, the landmark taken for it, and how often a
-blind choice among the candidates is right).
+split's expressions with a landmark how often the right object is found, the landmark taken for it, how often a blind
+choice among the candidates is right, and how often the last head finds the landmark, in the weights before averaging).
 """
 
 import argparse
@@ -179,6 +179,13 @@ class LandmarkHeads(nn.Module):
         loss = wanted.new_zeros(())
         if not len(wanted):
             return loss
+        for logits in self.logits(related):
+            share = F.adaptive_avg_pool2d(wanted, logits.shape[-2:])
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits, share)
+        return loss
+
+    def logits(self, related: Tensor) -> Iterator[Tensor]:
+        """Each head's logits (M, 2, h, w) of the landmark and the candidates, from what the last pass left."""
         for name, head in zip(self.pixels + self.queries, self.heads, strict=True):
             output = self.outputs[name][related]
             if name in self.queries:
@@ -188,9 +195,7 @@ class LandmarkHeads(nn.Module):
             else:
                 side = math.isqrt(output.shape[1])
                 logits = head(output).transpose(1, 2).unflatten(2, (side, side))
-            share = F.adaptive_avg_pool2d(wanted, logits.shape[-2:])
-            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits.float(), share)
-        return loss
+            yield logits.float()
 
     def remove(self) -> None:
         for hook in self.hooks:
@@ -286,23 +291,36 @@ def coarse(model, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         model.refinement = kept
 
 
+def most_covered(logits: Tensor, masks: Tensor) -> int:
+    """Logits (h, w), masks (K, S, S) of objects -> the object that is most probable on average over its pixels."""
+    shares = F.adaptive_avg_pool2d(masks[None], logits.shape)[0]
+    return int(((shares * logits.float().sigmoid()).sum((1, 2)) / shares.sum((1, 2))).argmax())
+
+
 @torch.no_grad()
-def measure(model, scenes: LandmarkScenes, bf16: bool) -> dict[str, float]:
-    """Shares of the expressions with a landmark: see the head of this file."""
+def measure(model, answering, hints: Hints, scenes: LandmarkScenes, bf16: bool) -> dict[str, float]:
+    """Shares of the expressions with a landmark: see the head of this file.
+
+    model: whom the heads read. answering: whose masks count, its average or itself.
+    """
     model.eval()
-    right, landmark, chance = [], [], []
+    right, taken, found, chance = [], [], [], []
     for start in range(0, len(scenes), 10):
-        inputs, related, _, known, _ = scenes(list(range(start, min(start + 10, len(scenes)))), 0)
+        batch = scenes(list(range(start, min(start + 10, len(scenes)))), 0)
+        inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-        for score, one in zip(logits[related].float().sigmoid(), known, strict=True):
-            shares = F.adaptive_avg_pool2d(one["masks"][None], score.shape)[0]
-            taken = int(((shares * score).sum((1, 2)) / shares.sum((1, 2))).argmax())
-            right.append(taken == one["target"])
-            landmark.append(taken == one["landmark"])
+            with hints.places.alone():
+                model(**inputs)
+            *_, heads = hints.places.logits(batch.related)
+            masks = answering(**inputs).logits[batch.related]
+        for logits, head, one in zip(masks, heads[:, 0], batch.known, strict=True):
+            answer = most_covered(logits, one["masks"])
+            right.append(answer == one["target"])
+            taken.append(answer == one["landmark"])
+            found.append(most_covered(head, one["masks"]) == one["landmark"])
             chance.append(1 / len(one["candidates"]))
     model.train()
-    figures = {"right_object": right, "landmark_taken": landmark, "chance": chance}
+    figures = {"right_object": right, "landmark_taken": taken, "landmark_found": found, "chance": chance}
     return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
@@ -351,7 +369,7 @@ def pretrain(options: argparse.Namespace) -> None:
         *by_dimensions([p for p in [*model.parameters(), *hints.parameters()] if p.requires_grad]),
         warmup_steps=50,
         log_every=50,
-        measure=lambda: measure(answering, val, options.bf16),
+        measure=lambda: measure(model, answering, hints, val, options.bf16),
     )
     model.train()
     for keys in work.seeded(StepBatches(len(train), options.batch_size, seed, work.steps, options.steps)):
