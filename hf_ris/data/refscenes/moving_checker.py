@@ -47,8 +47,12 @@ def stands(one: Track) -> bool:
 
 
 def returns(one: Track) -> bool:
-    """It ends where it began, and was elsewhere."""
-    return _spread(one.places) > _MOVED and float(np.abs(one.places[-1] - one.places[0]).max()) <= 3
+    """It ends where it began, and was elsewhere; frames at the end that do not show it whole count as steps back."""
+    if _spread(one.places) <= _MOVED:
+        return False
+    steps = np.abs(np.diff(one.places, axis=0)).max(1) / np.diff(one.frames)
+    unseen = len(one.areas) - 1 - one.frames[-1]
+    return float(np.abs(one.places[-1] - one.places[0]).max()) <= 3 + unseen * steps.max()
 
 
 def heads(one: Track, side: str) -> bool:
