@@ -12,13 +12,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from comparing import Comparer
-from examples import examples
-from page import build, launch
-from pictures import open_picture
-from zoo import Zoo
-
+from comparison.comparing import Comparer
+from comparison.pictures import open_picture
+from comparison.zoo import Zoo
 from hf_ris.baselines import BASELINES
+from page import build, launch
+from tabs.examples import examples
 
 
 HERE = Path(__file__).resolve().parent

@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 from gradio.exceptions import InvalidPathError
 from gradio_client.utils import is_http_url_like
-from pictures import Refusal
+
+from comparison.pictures import Refusal
 
 
 NOT_UPLOADED = "This file was not uploaded here: upload the picture first (gradio_client's handle_file does), then ask."

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from comparing import Comparer
-from examples import FOLDER as EXAMPLES
-from gate import GuardedBlocks
-from leaderboard import leaderboard_html, moving_board_html
-from service import Service
-from video import VideoService, video_tab
 
 import hf_ris
+from comparison.comparing import Comparer
+from gate import GuardedBlocks
 from hf_ris.resources import model_card_template
+from tabs.examples import FOLDER as EXAMPLES
+from tabs.leaderboard import leaderboard_html, moving_board_html
+from tabs.service import Service
+from tabs.video import VideoService, video_tab
 
 
 FRONT = Path(__file__).resolve().parent / "front"

@@ -41,24 +41,13 @@ from hf_ris.models.text_encoders import word_tokenizer, wordpiece_tokenizer
 SPACE = Path(__file__).resolve().parent.parent / "space"
 sys.path.insert(0, str(SPACE))
 
-import answers  # noqa: E402
-import assemble  # noqa: E402, F401  (for test_space_deploy)
-import clips  # noqa: E402, F401  (for test_space_video)
-import comparing  # noqa: E402
-import entries  # noqa: E402
-import examples  # noqa: E402
-import export  # noqa: E402
-import inference  # noqa: E402
-import leaderboard  # noqa: E402
-import opening  # noqa: E402
+# some of them for test_space_deploy and test_space_video
+import assemble  # noqa: E402, F401
 import page  # noqa: E402
-import pictures  # noqa: E402
-import reading  # noqa: E402
-import service  # noqa: E402
-import video  # noqa: E402, F401
-import words  # noqa: E402
-import zoo as zoo_module  # noqa: E402
-from pictures import Refusal  # noqa: E402
+from comparison import answers, clips, comparing, entries, inference, opening, pictures, words  # noqa: E402, F401
+from comparison import zoo as zoo_module  # noqa: E402
+from comparison.pictures import Refusal  # noqa: E402
+from tabs import examples, export, leaderboard, reading, service, video  # noqa: E402, F401
 
 
 def save_tiny_models(folder: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from entries import Entry, read_json
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
@@ -20,12 +19,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
-from pictures import Refusal
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageSegmentation, AutoProcessor
 
 import hf_ris
+from comparison.entries import Entry, read_json
+from comparison.pictures import Refusal
 from hf_ris.baselines import load_baseline
 
 

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from entries import Entry
-from examples import Example, examples
-from pictures import Picture, Refusal, open_image, open_picture
-from zoo import Zoo
+from comparison.entries import Entry
+from comparison.pictures import Picture, Refusal, open_image, open_picture
+from comparison.zoo import Zoo
+from tabs.examples import Example, examples
 
 
 def read_example(value: Any) -> Example | None:

@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from entries import BASELINE_NOTE, Entry, read_entry
-from opening import LoadedModel, check_config, check_files, fetch, load
-from pictures import Refusal
 
 import hf_ris
+from comparison.entries import BASELINE_NOTE, Entry, read_entry
+from comparison.opening import LoadedModel, check_config, check_files, fetch, load
+from comparison.pictures import Refusal
 from hf_ris.baselines import BASELINES
 
 

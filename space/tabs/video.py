@@ -15,23 +15,23 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from answers import AnswerStore, from_png, to_png
-from clips import EXAMPLES, FRAMES, MAX_SECONDS, Clip, example_clip, read_clip
-from comparing import Comparer
-from entries import Entry
-from export import slug
-from limits import time_limit
-from opening import check_input_size
-from pictures import Refusal, is_drawn, split_expressions
 from PIL import Image
-from reading import read_names, read_request
-from service import describe, in_a_sentence, shown, url
 
+from comparison.answers import AnswerStore, from_png, to_png
+from comparison.clips import EXAMPLES, FRAMES, MAX_SECONDS, Clip, example_clip, read_clip
+from comparison.comparing import Comparer
+from comparison.entries import Entry
+from comparison.limits import time_limit
+from comparison.opening import check_input_size
+from comparison.pictures import Refusal, is_drawn, split_expressions
 from hf_ris.models.pipeline_video_ris import ReferringVideoSegmentationPipeline, overlaid
 from hf_ris.models.video_files import write_video
+from tabs.export import slug
+from tabs.reading import read_names, read_request
+from tabs.service import describe, in_a_sentence, shown, url
 
 
-FRONT = Path(__file__).resolve().parent / "front"
+FRONT = Path(__file__).resolve().parent.parent / "front"
 MODEL_SECONDS = 60  # for one model and a video
 TAKE_SECONDS = 90
 KEPT_BYTES = 32_000_000  # of masks, of all visitors together

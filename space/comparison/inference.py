@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from entries import Entry
-from limits import check_time
-from opening import LoadedModel, check_input_size
-from pictures import Picture, Refusal
+
+from comparison.entries import Entry
+from comparison.limits import check_time
+from comparison.opening import LoadedModel, check_input_size
+from comparison.pictures import Picture, Refusal
 
 
 MAP_PIXELS = 262_144  # of a map; as many as the finest model's own has

@@ -7,14 +7,14 @@ import zipfile
 from collections.abc import Iterator
 
 import numpy as np
-from answers import Answer, from_png
-from comparing import ModelAnswers
-from inference import cut
-from limits import check_time
-from pictures import Picture
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from comparison.answers import Answer, from_png
+from comparison.comparing import ModelAnswers
+from comparison.inference import cut
+from comparison.limits import check_time
+from comparison.pictures import Picture
 from hf_ris.data.schema import encode_mask
 
 

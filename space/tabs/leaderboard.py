@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from entries import Entry, read_json
-
+from comparison.entries import Entry, read_json
 from hf_ris.hub.card import pretraining_seconds
 
 

@@ -1,10 +1,10 @@
 """Which words matter: each word left out in turn, and how much of the mask changes."""
 
-from answers import from_png
-from comparing import Comparer
-from entries import Entry
-from limits import time_limit
-from pictures import Picture
+from comparison.answers import from_png
+from comparison.comparing import Comparer
+from comparison.entries import Entry
+from comparison.limits import time_limit
+from comparison.pictures import Picture
 
 
 MAX_WORDS = 12  # that are left out; of a longer text, the first

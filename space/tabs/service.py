@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from answers import Answer, to_png
-from comparing import Comparer, Failure, ModelAnswers
-from entries import Entry
-from examples import examples
-from export import CUT_OUT_PIXELS, coco_annotations, coco_json, cutouts_zip, masks_zip, slug
-from inference import map_size
-from limits import time_limit
-from pictures import Refusal, is_drawn, reduced, split_expressions
 from PIL import Image
-from reading import (
+
+from comparison.answers import Answer, to_png
+from comparison.comparing import Comparer, Failure, ModelAnswers
+from comparison.entries import Entry
+from comparison.inference import map_size
+from comparison.limits import time_limit
+from comparison.pictures import Refusal, is_drawn, reduced, split_expressions
+from comparison.words import word_changes
+from tabs.examples import examples
+from tabs.export import CUT_OUT_PIXELS, coco_annotations, coco_json, cutouts_zip, masks_zip, slug
+from tabs.reading import (
     read_example,
     read_models,
     read_picture,
@@ -29,7 +31,6 @@ from reading import (
     read_threshold,
     read_thresholds,
 )
-from words import word_changes
 
 
 TAKE_SECONDS = 60  # for a file to take away

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-from answers import Answer, AnswerStore, pack
-from entries import Entry
-from inference import ModelMaps, run_model
-from limits import time_limit
-from pictures import Picture, Refusal
-from zoo import Zoo
+
+from comparison.answers import Answer, AnswerStore, pack
+from comparison.entries import Entry
+from comparison.inference import ModelMaps, run_model
+from comparison.limits import time_limit
+from comparison.pictures import Picture, Refusal
+from comparison.zoo import Zoo
 
 
 MODEL_SECONDS = 60  # for one model

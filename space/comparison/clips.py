@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
-from limits import check_time, time_limit
-from pictures import Refusal, open_regular, reduced
 from PIL import Image
 
+from comparison.limits import check_time, time_limit
+from comparison.pictures import Refusal, open_regular, reduced
 from hf_ris.data.refscenes.moving import MovingScenes
 from hf_ris.data.schema import decode_mask
 

@@ -11,7 +11,7 @@ from hf_ris.data.refscenes.scenes import RefScenes
 from hf_ris.data.schema import expression_mask
 
 
-FOLDER = Path(__file__).resolve().parent / "examples"
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
 SIDE = 384  # pixels of the pictures
 
 

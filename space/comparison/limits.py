@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pictures import Refusal
 from torch.nn.modules.module import register_module_forward_pre_hook
+
+from comparison.pictures import Refusal
 
 
 _thread = threading.local()

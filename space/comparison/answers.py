@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from inference import ModelMaps
 from PIL import Image
+
+from comparison.inference import ModelMaps
 
 
 MAX_BYTES = 64_000_000  # of all that is kept
