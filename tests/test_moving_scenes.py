@@ -83,6 +83,8 @@ def test_checker_sees_motion_by_hand():
     back = [square(40, at) for at in (60, 50, 40, 30, 40, 50)]
     assert turns(track([*back, square(40, 60)]), upright=True)
     assert turns(track([*back, square(40, 60, visible=False)]), upright=True) and not turns(track(back), upright=True)
+    away = [square(40, at) for at in (60, 50, 40, 30)]
+    assert not turns(track([*away, *[square(40, 20, visible=False)] * 9]), upright=True)
     assert heads(left, "left") and not heads(left, "right") and not stands(left) and not turns(left, upright=False)
     assert stands(track([square(20, 20)] * 10))
     bounce = track([square(20, 20 + 12 * (step % 2)) for step in range(9)])

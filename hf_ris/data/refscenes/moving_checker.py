@@ -47,12 +47,14 @@ def stands(one: Track) -> bool:
 
 
 def returns(one: Track) -> bool:
-    """It ends where it began, and was elsewhere; frames at the end that do not show it whole count as steps back."""
+    """It ends where it began, and was elsewhere; where its last frames do not show it whole, it went on as before."""
     if _spread(one.places) <= _MOVED:
         return False
-    steps = np.abs(np.diff(one.places, axis=0)).max(1) / np.diff(one.frames)
+    last = one.places[-1]
     unseen = len(one.areas) - 1 - one.frames[-1]
-    return float(np.abs(one.places[-1] - one.places[0]).max()) <= 3 + unseen * steps.max()
+    end = last + unseen * (last - one.places[-2]) / (one.frames[-1] - one.frames[-2])
+    first, low, high = one.places[0], np.minimum(last, end) - 3, np.maximum(last, end) + 3
+    return bool(np.all((low <= first) & (first <= high)))
 
 
 def heads(one: Track, side: str) -> bool:
