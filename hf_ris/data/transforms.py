@@ -17,7 +17,8 @@ from .ground_truth import mirror_overlaps
 from .schema import mirror_rle
 
 
-AUGMENTATIONS = ("flip", "color")
+AUGMENTATIONS = ("flip", "color", "gray")
+_GRAY = 1 / 3  # share of the rows that "gray" draws without colours
 
 _SIDES = {"left": "right", "right": "left", "lft": "rt", "rt": "lft", "lhs": "rhs", "rhs": "lhs"}
 _SIDE = re.compile(r"\b(left|right|lft|rt|lhs|rhs)(?=(?:most|est|hand|side|ward|wards|er|y)?\b)", re.IGNORECASE)
@@ -40,6 +41,13 @@ _ORDINAL = re.compile(
 # What an ordinal may count from or along; without one, English counts from the left.
 _COUNTED_FROM = re.compile(
     rf"{_SIDE.pattern}|\b(top|bottom|front|back|(larg|bigg|small|tall|short|clos|near|farth|furth|high|low)est|most)\b",
+    re.IGNORECASE,
+)
+# Names of colours as referring expressions have them, "reddish" and "dark-blue" among them; hair is coloured too.
+_COLOUR = re.compile(
+    r"(?<![a-z])(red|blue|green|yellow|orange|purple|violet|pink|brown|black|white|gr[ae]y|beige|tan|cream|khaki|olive"
+    r"|teal|turquoise|cyan|aqua|navy|magenta|maroon|burgundy|lavender|lilac|peach|gold|silver|bronze|blonde?|brunette"
+    r"|redhead|colou?r|multicolou?r)(n?e?d|d?ish|y|e?n|s|ful|less)?(?![a-z])|(?<![a-z])(blu|purpl|whit|oliv|beig)ish",
     re.IGNORECASE,
 )
 
@@ -93,6 +101,24 @@ def color_jitter(row: dict[str, Any], rng: random.Random, strength: float = 0.2)
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
     return {**row, "image": image}
+
+
+def names_colour(text: str) -> bool:
+    """Whether `text` may name a colour. English only: with letters beyond ASCII it may."""
+    return _COLOUR.search(text) is not None or any(char.isalpha() and not char.isascii() for char in text)
+
+
+def without_colours(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A copy of `row` in shades of gray, with those of its expressions that name no colour; None if all of them do.
+
+    Where one colour or another never meets some category, a model learns that such a thing of that colour cannot be.
+    In gray only its shape tells.
+    """
+    kept = [said for said in row["expressions"] if not names_colour(said["text"])]
+    if not kept:
+        return None
+    image = row["image"].convert("L").convert("RGB") if row["image"].mode == "RGB" else row["image"]
+    return {**row, "image": image, "expressions": kept}
 
 
 def sample_expressions(
@@ -209,7 +235,8 @@ class TrainingRows(torch.utils.data.Dataset):
         seed: of the whole run.
         triplets: `sample_triplet` instead of `sample_expressions`; without max_expressions, of three.
         weigh: as in `sample_expressions`; not with triplets.
-        augment: any of `AUGMENTATIONS`: "flip" mirrors every second row whose texts can be mirrored, "color" jitters.
+        augment: any of `AUGMENTATIONS`: "flip" mirrors every second row whose texts can be mirrored, "color" jitters,
+            "gray" takes the colours out of a third of the rows and keeps their expressions that name none.
     """
 
     def __init__(
@@ -237,6 +264,8 @@ class TrainingRows(torch.utils.data.Dataset):
         epoch, index = key
         rng = random.Random(f"{self.seed} {epoch} {index}")
         row = read_row(self.dataset, int(self.positions[index]))
+        if "gray" in self.augment and rng.random() < _GRAY:
+            row = without_colours(row) or row
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:

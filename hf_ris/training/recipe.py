@@ -86,7 +86,8 @@ class DataRecipe:
         as often as 1 it is drawn where an image has more than `max_expressions`; kinds that are left out have 1,
         proximity the number of the other relations.
     triplets: of an image first draw two expressions of one object and one of another, where it has them.
-    augment: of "flip" and "color".
+    augment: of "flip" (mirrored, where the texts allow it), "color" (brightness, contrast and saturation vary) and
+        "gray" (a third of the images without colours, with their expressions that name none).
     """
 
     name: str = "refscenes"
