@@ -31,7 +31,7 @@ from hf_ris.data import (
 )
 from hf_ris.data.refscenes.checker import look, true_of
 from hf_ris.data.refscenes.scenes import RefScenes
-from hf_ris.data.transforms import mirror_text
+from hf_ris.data.transforms import mirror_text, names_colour, without_colours
 
 
 HEIGHT, WIDTH = 20, 30
@@ -545,6 +545,28 @@ def test_jitter_changes_light_but_not_hue_and_takes_every_mode(mode):
         assert np.array_equal(after[block(2, 1)].argmax(-1), before[block(2, 1)].argmax(-1))
 
 
+def test_gray_keeps_only_expressions_that_name_no_colour():
+    texts = (("the reddish cup", [0]), ("left cup", [1]), ("blond girl", [0]), ("white-haired man", [2]), ("die Tür", [1]))
+    row = make_row(texts=texts)
+    gray = without_colours(row)
+    assert [said["text"] for said in gray["expressions"]] == ["left cup"]
+    pixels = np.asarray(gray["image"])
+    assert pixels.shape == np.asarray(row["image"]).shape and np.ptp(pixels, axis=2).max() == 0
+    assert np.ptp(np.asarray(row["image"]), axis=2).max() > 0 and len(row["expressions"]) == 5
+    for text in ("the goldfish", "a wooden stand", "the greenery", "a tank"):
+        assert not names_colour(text), text
+    assert without_colours(make_row(texts=texts[:1])) is None
+
+    mixed = [make_row(number, texts[:2]) for number in range(90)]
+    rows = [TrainingRows(mixed, augment=("gray",))[0, index] for index in range(90)]
+    shown = [np.ptp(np.asarray(row["image"]), axis=2).max() == 0 for row in rows]
+    assert 18 <= sum(shown) <= 42
+    for row, grayed in zip(rows, shown, strict=True):
+        assert len(row["expressions"]) == (1 if grayed else 2)
+    coloured = [make_row(number, texts[:1]) for number in range(30)]  # none is left over: as they were
+    assert all(len(TrainingRows(coloured, augment=("gray",))[0, index]["expressions"]) == 1 for index in range(30))
+
+
 def test_sampling_prefers_other_objects_and_is_deterministic():
     texts = tuple((f"cup {k}", [0]) for k in range(8)) + (("pair", [0, 1]), ("pair again", [1, 0]), ("dog", [2]))
     row = make_row(texts=texts)
@@ -602,7 +624,7 @@ def test_training_rows_depend_on_seed_epoch_and_index_alone():
         assert sides == {"left", "right"}
     plain = TrainingRows(data)[5, 0]
     assert fingerprint(plain) == fingerprint(data[0])
-    with pytest.raises(ValueError, match="augment knows flip, color, not 'rotate'"):
+    with pytest.raises(ValueError, match="augment knows flip, color, gray, not 'rotate'"):
         TrainingRows(data, augment=("rotate",))
     with pytest.raises(ValueError, match="a streamed data set has no random access"):
         TrainingRows(datasets.Dataset.from_list(data, features=FEATURES).to_iterable_dataset())
