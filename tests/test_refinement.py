@@ -190,6 +190,23 @@ def test_values_that_mean_nothing_are_refused():
     assert LtsConfig().overlap_loss_weight == 0 and LtsConfig().refinement is None and LtsConfig().loss_size == "logits"
 
 
+def test_a_recipe_gives_a_checkpoint_another_refinement_but_no_other_sizes(tmp_path):
+    before, processor = build_tiny("lts", *FINER)
+    torch.nn.init.ones_(before.refinement.output.weight)
+    before.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    data = load_split("refscenes", "train", 1)
+    begin = f"initialize.weights={tmp_path}"
+    model, _ = build_model(load_recipe("finer_masks", [begin, "model.refinement=1"]), data)
+    assert model.config.refinement == 1 and not model.refinement.output.weight.any()
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("refinement.")}
+    assert all(value.equal(before.state_dict()[name]) for name, value in rest.items())
+    same, _ = build_model(load_recipe("finer_masks", [begin]), data)
+    assert same.refinement.output.weight.equal(before.refinement.output.weight)
+    with pytest.raises(ValueError, match=r"model \(.*fusion_dim.*\) has \d+ weights of other shapes than .*, the first "):
+        build_model(load_recipe("finer_masks", [begin, "model.fusion_dim=40"]), data)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_exports(name):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def build_model(recipe: Recipe, dataset: Corpus):
         if _extends(recipe):
             model, processor = _from_base_model(recipe, processor)
         else:
-            model = AutoModelForImageSegmentation.from_pretrained(source, **recipe.model)
+            model = _from_checkpoint(source, recipe.model)
         if recipe.architecture not in (ANY, model.config.model_type):
             raise ValueError(f"{source} holds a {model.config.model_type}; the recipe is for {recipe.architecture}.")
         if recipe.initialize.extend_vocabulary != "no":
@@ -235,6 +236,24 @@ def _extends(recipe: Recipe) -> bool:
         return False
     own = type(AutoConfig.for_model(recipe.architecture))
     return issubclass(own, found := type(AutoConfig.from_pretrained(recipe.initialize.weights))) and own is not found
+
+
+def _from_checkpoint(source: str, overrides: dict[str, Any]):
+    """The model with `overrides` of its config. A refinement of other sizes than the checkpoint's starts anew."""
+    model, info = AutoModelForImageSegmentation.from_pretrained(
+        source, ignore_mismatched_sizes=True, output_loading_info=True, **overrides
+    )
+    unfit = sorted(name for name, *_ in info["mismatched_keys"])
+    wrong = [name for name in unfit if not name.startswith("refinement.")]
+    if wrong:
+        raise ValueError(
+            f"The recipe's model ({', '.join(overrides)}) has {len(wrong)} weights of other shapes than {source}, the "
+            f"first {wrong[0]}; leave out what changes them, or begin with initialize.weights=scratch."
+        )
+    if unfit:  # what fits was learned at another stride
+        fresh = type(model)(deepcopy(model.config)).refinement
+        model.refinement.load_state_dict(fresh.state_dict())
+    return model
 
 
 def _from_base_model(recipe: Recipe, processor):
