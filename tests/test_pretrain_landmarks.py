@@ -14,6 +14,7 @@ from hf_ris.data import decode_mask
 from hf_ris.data.refscenes.checker import look, true_of
 from hf_ris.data.refscenes.landmarks import by_landmark
 from hf_ris.data.refscenes.scenes import RefScenes
+from hf_ris.data.transforms import names_colour
 from hf_ris.metrics.slices import has_relation
 from hf_ris.training.pretraining.landmarks import (
     PIXELS,
@@ -66,6 +67,23 @@ def test_a_batch_knows_which_of_its_expressions_have_a_landmark(tiny_trio):
         target = one["masks"][one["target"]]
         assert (maps[1] >= target).all() and not (maps[0] * target).any()
         assert torch.nn.functional.adaptive_avg_pool2d(target[None], label.shape)[0].sub(label).abs().max() < 0.6
+
+
+def test_gray_scenes_have_no_expression_with_a_colour(tiny_trio):
+    _, processor = tiny_trio("lts")
+    scenes = LandmarkScenes("refscenes", "train", 30, 128, processor, 2, None, gray=True)
+    grays = 0
+    for index in range(30):
+        batch = scenes([index], index)
+        row, by = scenes.rows[index], by_landmark(scenes.scenes, index)
+        own = {said["text"] for said in row["expressions"]} | {one.text for one in by}
+        shown = len(batch.related) - int(batch.related.sum())
+        if shown == len(row["expressions"]) and any(names_colour(text) for text in own):
+            continue
+        grays += 1
+        assert shown == sum(not names_colour(said["text"]) for said in row["expressions"])
+        assert batch.known and not any(names_colour(one["text"]) for one in batch.known)
+    assert 4 <= grays <= 16
 
 
 @pytest.mark.parametrize("name", PIXELS)

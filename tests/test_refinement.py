@@ -203,7 +203,7 @@ def test_a_recipe_gives_a_checkpoint_another_refinement_but_no_other_sizes(tmp_p
     assert all(value.equal(before.state_dict()[name]) for name, value in rest.items())
     same, _ = build_model(load_recipe("finer_masks", [begin]), data)
     assert same.refinement.output.weight.equal(before.refinement.output.weight)
-    with pytest.raises(ValueError, match=r"model \(.*fusion_dim.*\) has \d+ weights of other shapes than .*, the first "):
+    with pytest.raises(ValueError, match=r"model \(.*fusion_dim.*\) has \d+ weights of other shapes"):
         build_model(load_recipe("finer_masks", [begin, "model.fusion_dim=40"]), data)
 
 

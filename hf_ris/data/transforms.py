@@ -18,7 +18,7 @@ from .schema import mirror_rle
 
 
 AUGMENTATIONS = ("flip", "color", "gray")
-_GRAY = 1 / 3  # share of the rows that "gray" draws without colours
+GRAY_SHARE = 1 / 3  # of the rows, which "gray" shows without colours
 
 _SIDES = {"left": "right", "right": "left", "lft": "rt", "rt": "lft", "lhs": "rhs", "rhs": "lhs"}
 _SIDE = re.compile(r"\b(left|right|lft|rt|lhs|rhs)(?=(?:most|est|hand|side|ward|wards|er|y)?\b)", re.IGNORECASE)
@@ -108,15 +108,13 @@ def names_colour(text: str) -> bool:
     return _COLOUR.search(text) is not None or any(char.isalpha() and not char.isascii() for char in text)
 
 
-def without_colours(row: dict[str, Any]) -> dict[str, Any] | None:
-    """A copy of `row` in shades of gray, with those of its expressions that name no colour; None if all of them do.
+def without_colours(row: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `row` in shades of gray, with those of its expressions that name no colour, which may be none.
 
     Where one colour or another never meets some category, a model learns that such a thing of that colour cannot be.
     In gray only its shape tells.
     """
     kept = [said for said in row["expressions"] if not names_colour(said["text"])]
-    if not kept:
-        return None
     image = row["image"].convert("L").convert("RGB") if row["image"].mode == "RGB" else row["image"]
     return {**row, "image": image, "expressions": kept}
 
@@ -264,8 +262,9 @@ class TrainingRows(torch.utils.data.Dataset):
         epoch, index = key
         rng = random.Random(f"{self.seed} {epoch} {index}")
         row = read_row(self.dataset, int(self.positions[index]))
-        if "gray" in self.augment and rng.random() < _GRAY:
-            row = without_colours(row) or row
+        if "gray" in self.augment and rng.random() < GRAY_SHARE:
+            gray = without_colours(row)
+            row = gray if gray["expressions"] else row
         if self.triplets:
             row = sample_triplet(row, self.max_expressions or 3, rng)
         elif self.max_expressions is not None:

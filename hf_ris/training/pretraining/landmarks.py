@@ -12,10 +12,11 @@ serve training alone and are thrown away.
 writes a whole checkpoint, for `initialize.weights` of the same recipe. Its scenes are the first `data.size` of `train`
 of RefScenes; each gives up to two expressions of the kind above (`hf_ris.data.refscenes.landmarks`) and up to
 `data.max_expressions` of its own, drawn by `data.emphasis`. To see that it works, in seconds: --steps 20 data.size=16.
-Of the recipe all that tells model and processor matters beside these, and data.validation_size, training.seed and
-training.ema_decay. Most of a step's time goes into finer masks, which have little to learn of relations: with
---refine-every 4 three steps of four leave them out. Where heads do not find the landmark, as CRIS's after a thousand
-steps, --hints-first 1500 lets that many steps teach them alone, with more such expressions and passes that end there.
+Of the recipe all that tells model and processor matters beside these, "gray" in data.augment, data.validation_size,
+training.seed and training.ema_decay. Most of a step's time goes into finer masks, which have little to learn of
+relations: with --refine-every 4 three steps of four leave them out. Where heads do not find the landmark, as CRIS's
+after a thousand steps, --hints-first 1500 lets that many steps teach them alone, with more such expressions and passes
+that end there.
 The folder also has log.jsonl and pretraining.json (arguments, versions, hardware, seconds, and of the validation
 split's expressions with a landmark how often the right object is found, the landmark taken for it, how often a blind
 choice among the candidates is right, and how often the last head finds the landmark, in the weights before averaging).
@@ -39,7 +40,7 @@ from hf_ris.data.collator import RisCollator
 from hf_ris.data.refscenes.landmarks import ByLandmark, by_landmark
 from hf_ris.data.refscenes.scenes import NAMES, RefScenes, load_refscenes
 from hf_ris.data.schema import decode_mask
-from hf_ris.data.transforms import sample_expressions
+from hf_ris.data.transforms import GRAY_SHARE, names_colour, sample_expressions, without_colours
 from hf_ris.models.clip_encoders import ClipTextEncoder
 from hf_ris.models.losses import resize_labels
 from hf_ris.models.refinement import COARSEST
@@ -90,6 +91,7 @@ class LandmarkScenes:
         name, split, size, side: as of `load_refscenes`.
         related, others: expressions with a landmark and of the scene's own, so many at most; None is all.
         emphasis: of a recipe's data, for the scene's own.
+        gray: show a third of the scenes without colours, as "gray" of a recipe's `augment` does.
     """
 
     def __init__(
@@ -102,10 +104,11 @@ class LandmarkScenes:
         related: int | None = None,
         others: int | None = 0,
         emphasis: dict[str, float] | None = None,
+        gray: bool = False,
     ):
         self.scenes, self.rows = RefScenes(name, split, side), load_refscenes(name, split, size, image_size=side)
         self.collate, self.weigh = RisCollator(processor), partial(weight, emphasis or {})
-        self.related, self.others = related, others
+        self.related, self.others, self.gray = related, others, gray
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,6 +118,9 @@ class LandmarkScenes:
         for index in indices:
             row, by = self.rows[index], by_landmark(self.scenes, index)
             every += by
+            plain = [one for one in by if not names_colour(one.text)]
+            if plain and self.gray and rng.random() < GRAY_SHARE:
+                row, by = without_colours(row), plain
             by = rng.sample(by, len(by) if self.related is None else min(len(by), self.related))
             said = row["expressions"] if self.others is None else []
             if self.others:
@@ -356,8 +362,9 @@ def pretrain(options: argparse.Namespace) -> None:
         )
     side = data.image_size or 128
     scenes = (data.name, data.split, data.size, side, processor)
-    first = LandmarkScenes(*scenes, BY_LANDMARK_ALONE)
-    train = LandmarkScenes(*scenes, BY_LANDMARK, data.max_expressions, data.emphasis)
+    gray = "gray" in data.augment
+    first = LandmarkScenes(*scenes, BY_LANDMARK_ALONE, gray=gray)
+    train = LandmarkScenes(*scenes, BY_LANDMARK, data.max_expressions, data.emphasis, gray)
     val = LandmarkScenes(data.name, data.validation_split, data.validation_size, side, processor)
     average = AveragedWeights(model, recipe.training.ema_decay) if recipe.training.ema_decay else None
     answering = average.model if average else model
