@@ -774,6 +774,17 @@ def test_the_leaderboard_shows_what_results_say(tmp_path):
     assert "–" in leaderboard.leaderboard_html(entries_)
 
 
+def test_labels_of_points_that_lie_together_do_not_overlap():
+    points = [(200, 100), (203, 104), (206, 101), (425, 100)]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    places = [leaderboard.label_place(x, y, 40, taken, (40, 430)) for x, y in points]
+    labels = taken[len(points) :]
+    assert len(labels) == 4 and places[3] == (416, 104, "end") and all(40 <= box[0] < box[2] <= 430 for box in labels)
+    for index, one in enumerate(labels):
+        for other in taken[:index] + labels[:index]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
 def test_the_leaderboard_of_video_models(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vatex_video"}')
     metrics = {"J&F": 0.654, "J": 0.633, "F": 0.675}

@@ -295,28 +295,64 @@ def _kinds_plot(rows: list[Row]) -> str:
     return _dots(rows, series, "By kinds of expressions", "mIoU on test.") if series else ""
 
 
+# Where a label may stand beside its point, in order of preference: offsets of its anchor, and which end that is.
+LABEL_PLACES = (
+    (-9, 4, "end"),
+    (9, 4, "start"),
+    (0, -10, "middle"),
+    (0, 18, "middle"),
+    (-7, -8, "end"),
+    (7, -8, "start"),
+    (-7, 16, "end"),
+    (7, 16, "start"),
+)
+
+
 def _size_plot(rows: list[Row]) -> str:
     left, right, height = 40, 430, 236
-    most = max((row.parameters for row in rows), default=0) * 1.15 or 1.0
-    values = [row.of("test", "mIoU") or 0 for row in rows] or [0.0]
-    low, high = max(0.0, min(values) - 0.04), min(1.0, max(values) + 0.04)
-    content, said, placed = [], [], []
+    sizes, values = (
+        [row.parameters / 1e6 for row in rows] or [0.0],
+        [row.of("test", "mIoU") or 0 for row in rows] or [0.0],
+    )
+    least, most = max(0.0, min(sizes) - 0.2), max(sizes) + 0.2
+    low, high = max(0.0, min(values) - 0.02), min(1.0, max(values) + 0.02)
+    content, said = [], []
     for k in range(5):
-        value = low + (high - low) * k / 4
         y = 206 - 196 * k / 4
         content.append(f"<line x1='{left}' x2='{right}' y1='{y:.1f}' y2='{y:.1f}' class='ris-grid'/>")
-        content.append(f"<text x='{left - 6}' y='{y + 4:.1f}' text-anchor='end'>{100 * value:.0f}</text>")
+        label = f"{100 * (low + (high - low) * k / 4):.1f}"
+        content.append(f"<text x='{left - 6}' y='{y + 4:.1f}' text-anchor='end'>{label}</text>")
         x = left + (right - left) * k / 4
-        content.append(f"<text x='{x:.1f}' y='226' text-anchor='middle'>{most * k / 4e6:.1f} M</text>")
-    for row, value in zip(rows, values):
-        x, y = left + (right - left) * row.parameters / most, 206 - 196 * (value - low) / (high - low or 1)
+        content.append(f"<text x='{x:.1f}' y='226' text-anchor='middle'>{least + (most - least) * k / 4:.1f} M</text>")
+    points = [
+        (left + (right - left) * (size - least) / (most - least), 206 - 196 * (value - low) / (high - low or 1))
+        for size, value in zip(sizes, values)
+    ]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    for row, value, (x, y) in zip(rows, values, points):
         content.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='5.5' fill='{INK[0]}'/>")
-        width = 6.2 * len(row.entry.title) + 12
-        crowded = any(
-            abs(y - other) < 12 and x - width < right_end and left_end < x for left_end, right_end, other in placed
-        )
-        at, anchor = (x + 9, "start") if crowded else (x - 9, "end")
-        placed.append((x, x + width, y) if crowded else (x - width, x + 6, y))
-        content.append(f"<text x='{at:.1f}' y='{y + 4:.1f}' text-anchor='{anchor}'>{escape(row.entry.title)}</text>")
+        at, base, anchor = label_place(x, y, 6.2 * len(row.entry.title), taken, (left, right))
+        content.append(f"<text x='{at:.1f}' y='{base:.1f}' text-anchor='{anchor}'>{escape(row.entry.title)}</text>")
         said.append(f"{row.entry.title}: {row.parameters / 1e6:.2f} million parameters, mIoU {100 * value:.1f}")
     return _figure("Size", "mIoU on test over parameters.", height, "".join(content), "; ".join(said))
+
+
+def label_place(
+    x: float, y: float, width: float, taken: list[tuple[float, float, float, float]], sides: tuple[float, float]
+) -> tuple[float, float, str]:
+    """Anchor and baseline of the label of a point at (x, y), where it covers least of the boxes `taken` (left, top,
+    right, bottom), to which its own is added, and stays between the sides."""
+    found = []
+    for over, down, anchor in LABEL_PLACES:
+        start = x + over - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+        box = (start, y + down - 10, start + width, y + down + 2)
+        covered = sum(
+            max(0, min(box[2], other[2]) - max(box[0], other[0]))
+            * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+            for other in taken
+        )
+        beyond = max(0, sides[0] - box[0]) + max(0, box[2] - sides[1])
+        found.append((covered + 100 * beyond, box, (x + over, y + down, anchor)))
+    _, box, place = min(found, key=lambda one: one[0])
+    taken.append(box)
+    return place
