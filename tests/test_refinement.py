@@ -190,7 +190,7 @@ def test_values_that_mean_nothing_are_refused():
     assert LtsConfig().overlap_loss_weight == 0 and LtsConfig().refinement is None and LtsConfig().loss_size == "logits"
 
 
-def test_a_recipe_gives_a_checkpoint_another_refinement_but_no_other_sizes(tmp_path):
+def test_a_recipe_gives_a_checkpoint_another_refinement_but_no_other_sizes(tmp_path, capsys):
     before, processor = build_tiny("lts", *FINER)
     torch.nn.init.ones_(before.refinement.output.weight)
     before.save_pretrained(tmp_path)
@@ -201,7 +201,9 @@ def test_a_recipe_gives_a_checkpoint_another_refinement_but_no_other_sizes(tmp_p
     assert model.config.refinement == 1 and not model.refinement.output.weight.any()
     rest = {name: value for name, value in model.state_dict().items() if not name.startswith("refinement.")}
     assert all(value.equal(before.state_dict()[name]) for name, value in rest.items())
+    assert f"starts anew: {tmp_path} has one of other sizes than model.refinement=1" in capsys.readouterr().out
     same, _ = build_model(load_recipe("finer_masks", [begin]), data)
+    assert "anew" not in capsys.readouterr().out
     assert same.refinement.output.weight.equal(before.refinement.output.weight)
     with pytest.raises(ValueError, match=r"model \(.*fusion_dim.*\) has \d+ weights of other shapes"):
         build_model(load_recipe("finer_masks", [begin, "model.fusion_dim=40"]), data)

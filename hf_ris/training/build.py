@@ -239,7 +239,7 @@ def _extends(recipe: Recipe) -> bool:
 
 
 def _from_checkpoint(source: str, overrides: dict[str, Any]):
-    """The model with `overrides` of its config. A refinement of other sizes than the checkpoint's starts anew."""
+    """The model with `overrides` of its config; says so where another refinement than the checkpoint's starts anew."""
     model, info = AutoModelForImageSegmentation.from_pretrained(
         source, ignore_mismatched_sizes=True, output_loading_info=True, **overrides
     )
@@ -251,6 +251,10 @@ def _from_checkpoint(source: str, overrides: dict[str, Any]):
             f"first {wrong[0]}; leave out what changes them, or begin with initialize.weights=scratch."
         )
     if unfit:  # what fits was learned at another stride
+        PartialState().print(
+            f"The refinement starts anew: {source} has one of other sizes than "
+            f"model.refinement={model.config.refinement} model.refinement_dim={model.config.refinement_dim}."
+        )
         fresh = type(model)(deepcopy(model.config)).refinement
         model.refinement.load_state_dict(fresh.state_dict())
     return model
