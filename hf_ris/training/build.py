@@ -247,8 +247,9 @@ def _from_checkpoint(source: str, overrides: dict[str, Any]):
     wrong = [name for name in unfit if not name.startswith("refinement.")]
     if wrong:
         raise ValueError(
-            f"The recipe's model ({', '.join(overrides)}) has {len(wrong)} weights of other shapes than {source}, the "
-            f"first {wrong[0]}; leave out what changes them, or begin with initialize.weights=scratch."
+            f"{len(wrong)} weights of {source}, the first {wrong[0]}, have other shapes than its config with the "
+            f"recipe's model ({', '.join(overrides) or 'nothing'}) asks for; leave out what changes them, or begin "
+            "with initialize.weights=scratch."
         )
     if unfit:  # what fits was learned at another stride
         PartialState().print(
