@@ -557,6 +557,9 @@ def test_gray_keeps_only_expressions_that_name_no_colour():
     for text in ("the goldfish", "a wooden stand", "the greenery", "a tank"):
         assert not names_colour(text), text
     assert without_colours(make_row(texts=texts[:1]))["expressions"] == []
+    for mode in ("L", "RGB", "P", "RGBA", "CMYK"):  # a picture that keeps its colours keeps the texts that name them
+        shown = without_colours(row | {"image": row["image"].convert(mode)})
+        assert shown["image"].mode == mode and len(shown["expressions"]) == (1 if mode in ("L", "RGB") else 5)
 
     mixed = [make_row(number, texts[:2]) for number in range(90)]
     rows = [TrainingRows(mixed, augment=("gray",))[0, index] for index in range(90)]

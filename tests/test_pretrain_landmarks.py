@@ -218,8 +218,12 @@ def test_what_is_saved_is_the_average(tmp_path):
         run_from_bundle(tmp_path / decay, f"training.ema_decay={decay}")
     models = {what: AutoModelForImageSegmentation.from_pretrained(folder) for what, folder in weights.items()}
     for before, last, mean in zip(*(model.parameters() for model in models.values()), strict=True):
-        # of the first step's weights, 0.9 of a change that the second step carries on
-        assert before.equal(last) or not mean.equal(last) and (mean - before).norm() < 1.1 * (last - before).norm()
+        assert before.equal(last) or not (mean.equal(last) or mean.equal(before))
+    before, last, mean = (torch.cat([p.flatten() for p in model.parameters()]) for model in models.values())
+    # of the first step's weights, 0.9 of a change that the second step carries on, if not in each single number
+    assert (mean - before).norm() < 1.1 * (last - before).norm()
+    # where two steps go the same way, the saved one is behind the last
+    assert (mean - before).abs().sum() < (last - before).abs().sum()
 
 
 def test_the_first_steps_may_teach_the_heads_alone(tmp_path):

@@ -112,10 +112,12 @@ def without_colours(row: dict[str, Any]) -> dict[str, Any]:
     """A copy of `row` in shades of gray, with those of its expressions that name no colour, which may be none.
 
     Where one colour or another never meets some category, a model learns that such a thing of that colour cannot be.
-    In gray only its shape tells.
+    In gray only its shape tells. Only grey and RGB images change, as in `color_jitter`; a row with another stays whole.
     """
+    if row["image"].mode not in ("L", "RGB"):
+        return row
     kept = [said for said in row["expressions"] if not names_colour(said["text"])]
-    image = row["image"].convert("L").convert("RGB") if row["image"].mode == "RGB" else row["image"]
+    image = row["image"].convert("L").convert(row["image"].mode)
     return {**row, "image": image, "expressions": kept}
 
 
